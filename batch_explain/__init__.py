@@ -1,0 +1,27 @@
+"""Explain every row of a scoring run: predictions, engineered and raw importances, global summaries."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from batch_explain.engine.runner import explain_dataset
+    from batch_explain.explainers.load import load_explainer
+    from batch_explain.results import Run, open_run
+
+__all__ = ["Run", "__version__", "explain_dataset", "load_explainer", "open_run"]
+
+# resolved at first use, so that 'batch-explain --help' imports nothing heavy
+_PLACES = {
+    "explain_dataset": "batch_explain.engine.runner",
+    "load_explainer": "batch_explain.explainers.load",
+    "open_run": "batch_explain.results",
+    "Run": "batch_explain.results",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'batch_explain' has no attribute '{name}'")
+    return getattr(import_module(_PLACES[name]), name)

@@ -1,0 +1,287 @@
+"""Model and explainer, loaded, matched to each other, and applied to batches."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from batch_explain.errors import ArtifactError, OptionError
+from batch_explain.explainers.base import Explainer, apply_map, combine_maps
+from batch_explain.explainers.load import load_explainer
+from batch_explain.explainers.pickles import load_pickle
+from batch_explain.options import TABLES, RunOptions
+from batch_explain.storage.filesystems import Location
+from batch_explain.teachers.base import Matrix, Predictions, Teacher
+from batch_explain.teachers.columns import Column, to_frame, to_matrix
+from batch_explain.teachers.load import teacher_of
+from batch_explain.teachers.threads import keep_to_one_thread
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch, explained.
+
+    Parameters
+    ----------
+    matrix : ndarray or csr_matrix, shape (row, engineered)
+        The featurizer's output.
+    engineered : ndarray, shape (output, used feature, row), float64
+    raw : ndarray, shape (output, raw feature, row), float64, or None
+        None where there is no feature map.
+    margins : ndarray, shape (output, row), float64
+    predictions : Predictions or None
+    imputed : dict
+        Integer columns with nulls that the featurizer filled -> how many.
+    """
+
+    matrix: Matrix
+    engineered: np.ndarray
+    raw: np.ndarray | None
+    margins: np.ndarray
+    predictions: Predictions | None
+    imputed: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """A teacher (or none) and an explainer that belong together.
+
+    Parameters
+    ----------
+    explainer : Explainer
+    teacher : Teacher or None
+        None: the input holds engineered features.
+    labels : tuple of str or None
+        Name of each output; None for a single one.
+    surrogate_labels : tuple or None
+        The teacher's label for each class that the surrogate knows; None for regression and without a teacher.
+    link : str
+        From the surrogate's margins to predictions.
+    notes : tuple of str
+        Decisions made while matching.
+    """
+
+    explainer: Explainer
+    teacher: Teacher | None
+    labels: tuple[str, ...] | None
+    surrogate_labels: tuple[Any, ...] | None
+    link: str
+    notes: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def load(cls, options: RunOptions) -> "Artifacts":
+        """Load both and match them.
+
+        Raises
+        ------
+        ArtifactError
+            If one is missing or unreadable, or they do not belong together.
+        """
+        explainer = load_explainer(options.explainer)
+        teacher = None
+        if options.model is not None:
+            model = load_pickle(Location(options.model), "model")
+            keep_to_one_thread(model)
+            teacher = teacher_of(model, explainer.raw_features)
+        return match(explainer, teacher)
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The input columns needed, by the model's names."""
+        if self.teacher is not None:
+            return self.teacher.columns
+        if self.explainer.featurizes:
+            return tuple(Column(name) for name in self.explainer.raw_features or ())
+        return tuple(Column(self.explainer.engineered_features[i]) for i in self._positions)
+
+    @property
+    def _positions(self) -> np.ndarray:
+        """Engineered features that are read where the input holds them: the used ones, but at least one column."""
+        return self.explainer.used if len(self.explainer.used) else np.array([0])
+
+    @property
+    def takes_engineered(self) -> bool:
+        """Whether the input columns are the engineered features themselves."""
+        return self.teacher is None and not self.explainer.featurizes
+
+    @property
+    def task(self) -> str:
+        """``classification``, ``regression``, or ``unknown`` without a model."""
+        return "unknown" if self.teacher is None else self.teacher.task
+
+    def tables(self, asked: tuple[str, ...] | None) -> tuple[str, ...]:
+        """The tables that will be written.
+
+        Raises
+        ------
+        OptionError
+            If one that was asked for by name cannot be made.
+        """
+        missing = {}
+        if self.teacher is None:
+            missing["predictions"] = "there is no --model to predict with"
+        if self.explainer.feature_map is None and not self.explainer.featurizes:
+            missing["raw"] = "neither the explainer nor the model has a feature map from raw to engineered features"
+        for table in asked or ():
+            if table in missing:
+                raise OptionError(
+                    f"--outputs names '{table}', which cannot be made: {missing[table]}. Leave it out of --outputs."
+                )
+        return tuple(table for table in TABLES if table not in missing and (asked is None or table in asked))
+
+    def explain(self, table: pa.Table) -> Batch:
+        """Featurize once, predict, explain, and derive the raw importances.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            The needed columns, by the model's names.
+
+        Raises
+        ------
+        BadValueError
+            At the first value that the model cannot take.
+        """
+        imputed: dict[str, int] = {}
+        predictions = None
+        if self.takes_engineered:
+            names = [column.name for column in self.columns]
+            matrix: Matrix = to_matrix(table, names, self._positions, len(self.explainer.engineered_features))
+        else:
+            frame, imputed = to_frame(table, self.columns)
+            if self.explainer.featurizes:
+                matrix = self.explainer.featurize(frame)
+                # the explainer's transformations feed the explanation; the model featurizes by itself
+                predictions = None if self.teacher is None else self.teacher.predict_raw(frame)
+            else:
+                assert self.teacher is not None
+                matrix = self.teacher.featurize(frame)
+                predictions = self.teacher.predict(matrix)
+        if table.num_rows:
+            self.explainer.learn(matrix[:1])
+        found = self.explainer.explain_used(matrix)
+        return Batch(matrix, found.values, self._raw(found.values), found.margins, predictions, imputed)
+
+    def _raw(self, values: np.ndarray) -> np.ndarray | None:
+        weights = self.explainer.feature_map
+        return None if weights is None else apply_map(weights[:, self.explainer.used], values)
+
+
+def match(explainer: Explainer, teacher: Teacher | None) -> Artifacts:
+    """Check that an explainer and a model belong together, and name the outputs.
+
+    Raises
+    ------
+    ArtifactError
+        If they do not.
+    """
+    if teacher is None:
+        labels = _numbered(explainer.n_outputs, explainer.surrogate_classes)
+        return Artifacts(explainer, None, labels, None, explainer.link, explainer.notes)
+    notes: list[str] = []
+    if not explainer.featurizes:
+        _match_features(explainer, teacher, notes)
+        if explainer.feature_map is None:
+            _borrow_map(explainer, teacher, notes)
+    result = Artifacts(explainer, teacher, None, None, explainer.link)
+    return replace(_match_outputs(result, explainer, teacher, notes), notes=(*explainer.notes, *notes))
+
+
+def _match_features(explainer: Explainer, teacher: Teacher, notes: list[str]) -> None:
+    model = teacher.engineered_features
+    known = {column.name for column in teacher.columns}
+    if model is not None and explainer.engineered_features:
+        if len(model) != len(explainer.engineered_features):
+            raise ArtifactError(
+                f"The model makes {len(model)} engineered features, but the explainer explains "
+                f"{len(explainer.engineered_features)}. They do not belong together: pass the explainer that was made "
+                "for this very model."
+            )
+        wrong = [i for i, name in enumerate(model) if name != explainer.engineered_features[i]]
+        if wrong and teacher.kind.startswith("AutoML"):
+            first = wrong[0]
+            raise ArtifactError(
+                f"{len(wrong)} of {len(model)} engineered features have another name in the model than in the "
+                f"explainer (number {first}: '{model[first]}' and '{explainer.engineered_features[first]}'). They do "
+                "not belong together: pass the explainer that was made for this very model."
+            )
+        if wrong and all(name.startswith("Column_") for name in explainer.engineered_features):
+            explainer.engineered_features = model
+            notes.append("the explainer numbers its features: they bear the names that the model's featurizer gives")
+    elif model is not None:
+        explainer.engineered_features = model
+        explainer.used = np.arange(len(model))
+    if strange := [name for name in explainer.raw_features or () if name not in known]:
+        raise ArtifactError(
+            f"The explainer's raw features {', '.join(map(repr, strange[:5]))} are not among the {len(known)} input "
+            "columns of the model. They do not belong together: pass the explainer that was made for this very model."
+        )
+
+
+def _borrow_map(explainer: Explainer, teacher: Teacher, notes: list[str]) -> None:
+    raw = explainer.raw_features or tuple(column.name for column in teacher.columns)
+    weights = teacher.feature_map(raw)
+    if weights is not None and weights.shape[1] == len(explainer.engineered_features):
+        explainer.raw_features = raw
+        explainer.set_feature_map(combine_maps([weights]))
+        notes.append("the explainer has no feature map: the raw importances use the one of the model's featurizer")
+
+
+def _match_outputs(result: Artifacts, explainer: Explainer, teacher: Teacher, notes: list[str]) -> Artifacts:
+    if explainer.learns_from_rows and explainer.kind == "opaque":
+        return result  # the number of outputs is known after the first row: see ``with_learned_outputs``
+    classes, outputs = teacher.classes, explainer.n_outputs
+    if classes is None:
+        if outputs > 1:
+            raise ArtifactError(
+                f"The model is a regression, but the explainer has {outputs} outputs. They do not belong together."
+            )
+        return result
+    if outputs == 1:
+        if len(classes) > 2 and explainer.kind != "opaque":
+            raise ArtifactError(
+                f"The model has {len(classes)} classes, but the explainer has one output. They do not belong together."
+            )
+        link = explainer.link
+        if link == "identity" and len(classes) == 2:
+            link = "sigmoid"
+            notes.append("the surrogate's margin is taken as the logit of the second class (fidelity)")
+        return replace(result, surrogate_labels=classes, link=link)
+    surrogate = explainer.surrogate_classes
+    if outputs == len(classes):
+        return replace(result, labels=_distinct(classes), surrogate_labels=classes)
+    if surrogate is not None and all(isinstance(i, int) and 0 <= i < len(classes) for i in surrogate):
+        seen = tuple(classes[i] for i in surrogate)
+        notes.append(
+            f"the surrogate knows {len(seen)} of the model's {len(classes)} classes: the others have no output"
+        )
+        return replace(result, labels=_distinct(seen), surrogate_labels=seen)
+    raise ArtifactError(
+        f"The model has {len(classes)} classes, but the explainer has {outputs} outputs. They do not belong together: "
+        "pass the explainer that was made for this very model."
+    )
+
+
+def with_learned_outputs(artifacts: Artifacts) -> Artifacts:
+    """Name the outputs again after the explainer has learned them from a first row."""
+    if artifacts.teacher is None:
+        labels = _numbered(artifacts.explainer.n_outputs, artifacts.explainer.surrogate_classes)
+        return replace(artifacts, labels=labels, notes=artifacts.explainer.notes)
+    return match(artifacts.explainer, artifacts.teacher)
+
+
+def _numbered(outputs: int, classes: tuple[Any, ...] | None) -> tuple[str, ...] | None:
+    if outputs == 1:
+        return None
+    return _distinct(classes if classes is not None and len(classes) == outputs else tuple(range(outputs)))
+
+
+def _distinct(classes: tuple[Any, ...]) -> tuple[str, ...]:
+    labels = tuple(str(label) for label in classes)
+    if len(set(labels)) < len(labels):
+        raise ArtifactError(
+            f"Two class labels read the same as text ({', '.join(labels)}), so their tables would overwrite each "
+            "other. Train the model with distinct labels."
+        )
+    return labels

@@ -1,0 +1,284 @@
+"""Where tasks run: this thread, threads, local processes, or a Dask cluster. Only here Dask is used."""
+
+import contextlib
+import functools
+import logging
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from typing import Any
+
+from batch_explain.engine.artifacts import Artifacts
+from batch_explain.engine.plan import Partition, Plan, read_plan
+from batch_explain.engine.task import Context, run_partition
+from batch_explain.errors import BatchExplainError, InterruptedRunError, mask_secrets
+from batch_explain.options import RunOptions
+from batch_explain.storage.receipts import Receipt
+
+_WINDOW = 4  # tasks submitted ahead, for each worker
+_CONNECT_SECONDS = 20
+# native libraries stay on one thread: the engine owns the cores
+_WORKER_ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+class Executor(ABC):
+    """Runs tasks; a context manager.
+
+    Attributes
+    ----------
+    workers : int
+        Tasks at a time.
+    dashboard : str or None
+        Address of the Dask dashboard.
+    """
+
+    workers: int = 1
+    dashboard: str | None = None
+
+    def __enter__(self) -> "Executor":
+        return self
+
+    def __exit__(self, *exception: object) -> None:  # noqa: B027 - most have nothing to release
+        """Release the workers."""
+
+    @abstractmethod
+    def run(self, partitions: Sequence[Partition]) -> Iterator[Receipt]:
+        """Receipts in the order in which tasks finish; the first error stops the run."""
+
+
+def executor_for(context: Context) -> Executor:
+    """The executor that the options ask for."""
+    plan = context.plan
+    options = plan.options
+    wanted = min(options.workers or len(os.sched_getaffinity(0)), len(plan.partitions))
+    if options.scheduler == "sync" or (options.scheduler == "processes" and wanted == 1):
+        return SyncExecutor(context)
+    if options.scheduler == "threads":
+        return ThreadExecutor(context, wanted)
+    return ClusterExecutor(plan, wanted)
+
+
+class SyncExecutor(Executor):
+    """One task after the other, in this thread, with the artifacts that are loaded already."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def run(self, partitions: Sequence[Partition]) -> Iterator[Receipt]:
+        """See :class:`Executor`."""
+        for partition in partitions:
+            yield run_partition(self._context, partition)
+
+
+class ThreadExecutor(Executor):
+    """Threads of this process, sharing the loaded artifacts."""
+
+    def __init__(self, context: Context, workers: int) -> None:
+        self.workers = workers
+        self._context = context
+
+    def __enter__(self) -> Executor:
+        self._pool = futures.ThreadPoolExecutor(self.workers, thread_name_prefix="batch-explain")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(self, partitions: Sequence[Partition]) -> Iterator[Receipt]:
+        """See :class:`Executor`."""
+        waiting = iter(partitions)
+        running = {self._submit(p) for p in _take(waiting, self.workers * _WINDOW)}
+        while running:
+            done, running = futures.wait(running, return_when=futures.FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+                running.update(self._submit(p) for p in _take(waiting, 1))
+
+    def _submit(self, partition: Partition) -> "futures.Future[Receipt]":
+        return self._pool.submit(run_partition, self._context, partition)
+
+
+class ClusterExecutor(Executor):
+    """A Dask cluster: local processes of our own, or a running scheduler's workers.
+
+    Tasks are small (options, the plan's digest, a number): each worker process reads the plan from the run's folder and
+    loads the artifacts once.
+    """
+
+    def __init__(self, plan: Plan, workers: int) -> None:
+        self._plan = plan
+        self._address = None if plan.options.scheduler == "processes" else plan.options.scheduler
+        self.workers = workers
+
+    def __enter__(self) -> Executor:
+        from distributed import Client, LocalCluster
+
+        with contextlib.ExitStack() as stack:
+            if self._address is None:
+                stack.enter_context(_quiet_distributed())
+                with _environment(_WORKER_ENVIRONMENT), _starting():
+                    cluster = LocalCluster(
+                        n_workers=self.workers,
+                        threads_per_worker=1,
+                        processes=True,
+                        memory_limit=0,
+                        dashboard_address=":0" if _has_dashboard() else None,
+                        silence_logs=logging.CRITICAL,
+                    )
+                stack.enter_context(cluster)
+                self._client = stack.enter_context(Client(cluster))
+            else:
+                try:
+                    self._client = stack.enter_context(Client(self._address, timeout=_CONNECT_SECONDS))
+                except (OSError, TimeoutError, ValueError) as error:
+                    raise _unreachable(self._address, error) from error
+                self.workers = sum(self._client.nthreads().values())
+                if not self.workers:
+                    raise InterruptedRunError(
+                        f"The Dask scheduler at {mask_secrets(self._address)} has no workers. Start some with 'dask "
+                        f"worker {mask_secrets(self._address)}'."
+                    )
+            if _has_dashboard():
+                self.dashboard = self._client.dashboard_link
+            # every worker loads now: a package that is missing there is known before the first task
+            self._guard(lambda: self._client.run(load_on_worker, self._plan.options, self._plan.digest))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def run(self, partitions: Sequence[Partition]) -> Iterator[Receipt]:
+        """See :class:`Executor`."""
+        from distributed import as_completed
+
+        digest = self._plan.digest
+        waiting = iter(partitions)
+        submit = functools.partial(self._submit, digest)
+        completed = as_completed([submit(p) for p in _take(waiting, self.workers * _WINDOW)])
+        for future in completed:
+            yield self._guard(future.result)
+            for partition in _take(waiting, 1):
+                completed.add(submit(partition))
+
+    def _guard(self, call: Callable[[], Any]) -> Any:
+        """Call, and say what to do where the cluster itself fails."""
+        try:
+            return call()
+        except BatchExplainError:
+            raise
+        except Exception as error:
+            if not _is_cluster_error(error):
+                raise
+            raise InterruptedRunError(
+                f"The Dask cluster lost a task: {type(error).__name__}: {_first_line(error)}. A worker died (often for "
+                "want of memory), lacks this package or its version, or the scheduler is gone: use fewer --workers or "
+                "smaller --batch-rows, and start the run again with --overwrite."
+            ) from error
+
+    def _submit(self, digest: str, partition: Partition) -> Any:
+        return self._client.submit(
+            run_on_worker,
+            self._plan.options,
+            digest,
+            partition.index,
+            key=f"explain-{digest[:16]}-{partition.index}",
+            pure=False,
+        )
+
+
+def run_on_worker(options: RunOptions, digest: str, index: int) -> Receipt:
+    """Run one task in a worker process, which loads plan and artifacts at its first task."""
+    context = _worker_context(options, digest)
+    return run_partition(context, context.plan.partitions[index])
+
+
+def load_on_worker(options: RunOptions, digest: str) -> None:
+    """Load plan and artifacts in a worker process."""
+    _worker_context(options, digest)
+
+
+_LOADING = threading.Lock()
+
+
+def _worker_context(options: RunOptions, digest: str) -> Context:
+    with _LOADING:
+        return _load_context(options, digest)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_context(options: RunOptions, digest: str) -> Context:
+    plan = read_plan(options)
+    if plan.digest != digest:
+        raise InterruptedRunError(
+            f"The plan in {options.output} is not the one of this run: two runs write to the same place, or the "
+            "workers do not share its filesystem. Give each run its own output on storage that all workers reach."
+        )
+    artifacts = Artifacts.load(options)
+    return Context(plan, artifacts)
+
+
+def _take(waiting: Iterator[Partition], count: int) -> list[Partition]:
+    return [partition for partition, _ in zip(waiting, range(count), strict=False)]
+
+
+def _has_dashboard() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("bokeh") is not None
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Environment variables that child processes inherit; what the user has set stays."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _starting() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, OSError, TimeoutError) as error:
+        raise InterruptedRunError(
+            f"Worker processes could not be started: {_first_line(error)}. In a script, call explain_dataset below "
+            "'if __name__ == \"__main__\":', or pass scheduler='threads'."
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet_distributed() -> Iterator[None]:
+    """Dask's own log lines are for its developers; ours say what a user needs."""
+    logger = logging.getLogger("distributed")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _unreachable(address: str, error: BaseException) -> InterruptedRunError:
+    return InterruptedRunError(
+        f"The Dask scheduler at {mask_secrets(address)} cannot be reached: {_first_line(error)}. Check the address, "
+        "and that the scheduler runs with the same version of dask and distributed."
+    )
+
+
+def _is_cluster_error(error: BaseException) -> bool:
+    """Whether Dask raised it about a worker or a connection, not our code on the worker."""
+    module = type(error).__module__.split(".")[0]
+    return module in ("distributed", "dask", "asyncio", "concurrent", "tornado", "pickle") or isinstance(
+        error, OSError | ImportError | TimeoutError
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

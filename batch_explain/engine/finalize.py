@@ -1,0 +1,232 @@
+"""Closing a run: all receipts there, rows in = rows out, summaries merged in partition order, then ``_SUCCESS``."""
+
+import platform
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import batch_explain
+from batch_explain.engine.artifacts import Artifacts
+from batch_explain.engine.plan import PLAN_FILE, Plan, map_digest
+from batch_explain.engine.task import ADDITIVITY_TOLERANCE, peak_rss_bytes, read_partial
+from batch_explain.errors import IntegrityError, mask_secrets
+from batch_explain.storage.atomic import FileRecord, NewFile, sha256_of, write_json
+from batch_explain.storage.filesystems import Location
+from batch_explain.storage.receipts import Receipt, read_receipt
+from batch_explain.summary import fidelity
+from batch_explain.summary.moments import Moments, summary_table
+
+VERSION = 1
+_PACKAGES = (
+    "numpy", "pandas", "pyarrow", "scipy", "scikit-learn", "lightgbm", "dask", "distributed", "fsspec", "shap",
+    "interpret-community", "azureml-interpret", "azureml-train-automl-runtime",
+)  # fmt: skip
+
+
+def finalize(plan: Plan, artifacts: Artifacts, timings: dict[str, float]) -> dict[str, Any]:
+    """Check that everything was done and write summaries, ``run.json`` and ``_SUCCESS``.
+
+    Parameters
+    ----------
+    plan : Plan
+    artifacts : Artifacts
+    timings : dict
+        Phase -> seconds, for ``run.json``.
+
+    Returns
+    -------
+    dict
+        ``run.json``.
+
+    Raises
+    ------
+    IntegrityError
+        If a receipt is missing, or rows in are not rows explained.
+    """
+    output = Location(plan.options.output)
+    receipts = [_receipt(output, partition.index) for partition in plan.partitions]
+    _count_rows(plan, receipts)
+    files = [record for receipt in receipts for record in receipt.files]
+    files += [receipt.partial for receipt in receipts]
+    files.append(_record(output, PLAN_FILE))
+    if artifacts.explainer.feature_map is not None:
+        files.append(_write_feature_map(output, artifacts))
+    files += _write_summaries(plan, artifacts, output)
+    content = _run_json(plan, artifacts, receipts, timings, files)
+    record = write_json(output, "run.json", content)
+    write_json(output, "_SUCCESS", {"run.json": record.sha256})
+    return content
+
+
+def _receipt(output: Location, index: int) -> Receipt:
+    receipt = read_receipt(output, index)
+    if receipt is None:
+        raise IntegrityError(
+            f"Partition {index} has no receipt: it was not finished. Start the run again with --overwrite."
+        )
+    return receipt
+
+
+def _count_rows(plan: Plan, receipts: list[Receipt]) -> None:
+    for partition, receipt in zip(plan.partitions, receipts, strict=True):
+        if not receipt.rows_in == receipt.rows_explained == partition.rows:
+            raise IntegrityError(
+                f"Partition {partition.index} ({partition.file.path}, rows {partition.start} to {partition.stop}) read "
+                f"{receipt.rows_in} and explained {receipt.rows_explained} of {partition.rows} rows. The results are "
+                "not complete: start the run again with --overwrite."
+            )
+
+
+def _record(output: Location, path: str) -> FileRecord:
+    place = output.join(path)
+    return FileRecord(path, int(place.fs.size(place.path)), sha256_of(place))
+
+
+def _write_feature_map(output: Location, artifacts: Artifacts) -> FileRecord:
+    """Non-zero weights as (raw feature, engineered feature, weight)."""
+    explainer = artifacts.explainer
+    assert explainer.feature_map is not None
+    entries = explainer.feature_map.tocoo()
+    order = np.lexsort((entries.row, entries.col))
+    raw, engineered = np.array(explainer.raw_features), np.array(explainer.engineered_features)
+    table = pa.table({
+        "raw_feature": pa.array(raw[entries.row[order]].tolist(), pa.string()),
+        "engineered_feature": pa.array(engineered[entries.col[order]].tolist(), pa.string()),
+        "weight": entries.data[order],
+    })  # fmt: skip
+    return _write_table(output, "feature_map.parquet", table)
+
+
+def _write_table(output: Location, path: str, table: pa.Table) -> FileRecord:
+    file = NewFile(output, path)
+    try:
+        pq.write_table(table, file.stream)
+    except BaseException:
+        file.abort()
+        raise
+    return file.commit()
+
+
+def _write_summaries(plan: Plan, artifacts: Artifacts, output: Location) -> list[FileRecord]:
+    explainer = artifacts.explainer
+    names = {"engineered": list(explainer.engineered_features), "raw": list(explainer.raw_features or ())}
+    sizes = {"engineered": len(explainer.used), "raw": len(names["raw"])}
+    levels = ["engineered"] + (["raw"] if explainer.feature_map is not None else [])
+    merged = {level: Moments.empty(explainer.n_outputs, sizes[level]) for level in levels}
+    for partition in plan.partitions:
+        partial = read_partial(output, partition.index)
+        for level in levels:
+            if level in partial:
+                merged[level] = merged[level].merge(partial[level])
+    merged["engineered"] = merged["engineered"].spread(explainer.used, len(names["engineered"]))
+    records = []
+    for level in levels:
+        table = summary_table(merged[level], list(artifacts.labels or [None]), names[level])
+        records.append(_write_table(output, f"summary/{level}.parquet", table))
+        records.append(write_json(output, f"summary/{level}.json", {"level": level, "features": table.to_pylist()}))
+    return records
+
+
+def _run_json(
+    plan: Plan,
+    artifacts: Artifacts,
+    receipts: list[Receipt],
+    timings: dict[str, float],
+    files: list[FileRecord],
+) -> dict[str, Any]:
+    explainer, teacher = artifacts.explainer, artifacts.teacher
+    faith = None
+    imputed: dict[str, int] = {}
+    for receipt in receipts:
+        faith = fidelity.merge(faith, fidelity.from_json(receipt.statistics["fidelity"]))
+        for column, nulls in receipt.statistics["imputed"].items():
+            imputed[column] = imputed.get(column, 0) + nulls
+    residuals = [r.statistics["additivity_residual"] for r in receipts]
+    residuals = [residual for residual in residuals if residual is not None]
+    used, written = set(explainer.used.tolist()), set(plan.written.tolist())
+    explaining = timings.get("explain", 0.0)
+    peaks = [receipt.worker["peak_rss_bytes"] for receipt in receipts] + [peak_rss_bytes()]
+    return {
+        "format_version": VERSION,
+        "batch_explain": batch_explain.__version__,
+        "task": artifacts.task,
+        "classes": None if teacher is None or teacher.classes is None else [_plain(label) for label in teacher.classes],
+        "outputs": list(artifacts.labels) if artifacts.labels else None,
+        "expected_values": [None if np.isnan(value) else value for value in explainer.expected_values.tolist()],
+        "rows": {
+            "input": sum(file.rows for file in plan.files),
+            "planned": plan.rows,
+            "explained": sum(receipt.rows_explained for receipt in receipts),
+        },
+        "tables": {level: [spec.folder for spec in specs] for level, specs in plan.tables.items()},
+        "ids": list(plan.ids) or ["source_file", "source_row"],
+        "features": {
+            "engineered": list(explainer.engineered_features),
+            "raw": None if explainer.feature_map is None else list(explainer.raw_features or ()),
+            "identically_zero": [name for i, name in enumerate(explainer.engineered_features) if i not in used],
+            "not_written": [name for i, name in enumerate(explainer.engineered_features) if i not in written],
+            "unmapped": _unmapped(artifacts),
+            "feature_map_sha256": map_digest(explainer.feature_map),
+        },
+        "fidelity": None if faith is None else faith.describe(),
+        "additivity": {
+            "check": plan.options.check,
+            "rows_checked": sum(receipt.statistics["additivity_rows"] for receipt in receipts),
+            "largest_residual": max(residuals, default=None),
+            "allowed": ADDITIVITY_TOLERANCE if explainer.additive else None,
+        },
+        "decisions": [
+            *plan.decisions,
+            *(
+                f"column '{column}': {nulls} nulls in an integer column were filled by the model's own imputer"
+                for column, nulls in sorted(imputed.items())
+            ),
+        ],
+        "artifacts": {
+            "model": None if teacher is None else {"kind": teacher.kind, "sha256": plan.artifacts["model"]},
+            "explainer": {
+                "kind": explainer.kind,
+                "description": explainer.description,
+                "sha256": plan.artifacts["explainer"],
+            },
+        },
+        "options": plan.to_json()["options"],
+        "input": {
+            "files": len(plan.files),
+            "bytes": sum(file.bytes for file in plan.files),
+            "location": mask_secrets(plan.options.input),
+        },
+        "partitions": len(plan.partitions),
+        "timings_s": {name: round(seconds, 3) for name, seconds in timings.items()},
+        "rows_per_second": round(plan.rows / explaining, 1) if explaining else None,
+        "peak_rss_bytes": max((peak for peak in peaks if peak is not None), default=None),
+        "worker_processes": len({(r.worker["host"], r.worker["pid"]) for r in receipts}),
+        "versions": _versions(),
+        "files": [{"path": f.path, "bytes": f.bytes, "sha256": f.sha256} for f in files],
+    }  # fmt: skip
+
+
+def _unmapped(artifacts: Artifacts) -> list[str]:
+    """Used engineered features that map to no raw one: their importance is lost in the raw table."""
+    explainer = artifacts.explainer
+    if explainer.feature_map is None:
+        return []
+    totals = np.asarray(explainer.feature_map.sum(axis=0)).ravel()
+    return [explainer.engineered_features[i] for i in explainer.used if totals[i] == 0]
+
+
+def _plain(label: Any) -> Any:
+    return label if isinstance(label, bool | int | float | str) or label is None else str(label)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

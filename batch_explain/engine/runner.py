@@ -1,0 +1,144 @@
+"""One run: plan, tasks, finalize."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from batch_explain.engine.artifacts import Artifacts, with_learned_outputs
+from batch_explain.engine.executors import executor_for
+from batch_explain.engine.finalize import finalize
+from batch_explain.engine.output import claim_output
+from batch_explain.engine.plan import Plan, cut, make_plan, write_plan
+from batch_explain.engine.task import Context, explain_rows
+from batch_explain.errors import InputError, InterruptedRunError
+from batch_explain.events import (
+    ArtifactsLoaded,
+    Event,
+    Observer,
+    PartitionDone,
+    RunFinished,
+    RunPlanned,
+    WorkersReady,
+)
+from batch_explain.options import RunOptions
+from batch_explain.results import Run, open_run
+from batch_explain.storage.dataset import InputFile, discover
+from batch_explain.storage.filesystems import Location
+
+
+def explain_dataset(*, observers: Sequence[Observer] = (), **options: Any) -> Run:
+    """Explain every row of a parquet dataset.
+
+    Parameters
+    ----------
+    observers : sequence of callable
+        Each is called with every event of the run (see :mod:`batch_explain.events`).
+    **options
+        The fields of :class:`batch_explain.options.RunOptions`: ``input``, ``output``, ``explainer``, ``model`` and so
+        on.
+
+    Returns
+    -------
+    Run
+        The finished run.
+
+    Raises
+    ------
+    BatchExplainError
+        One of its kinds: see :mod:`batch_explain.errors`.
+
+    Examples
+    --------
+    >>> run = explain_dataset(  # doctest: +SKIP
+    ...     input="rows/", model="model.pkl", explainer="scoring_explainer.pkl", output="out/")
+    >>> run.summary("raw")  # doctest: +SKIP
+    """
+    return run(RunOptions.create(**options), observers)
+
+
+def run(options: RunOptions, observers: Sequence[Observer] = ()) -> Run:
+    """Explain a dataset as the options say; see :func:`explain_dataset`."""
+    started = time.perf_counter()
+
+    def emit(event: Event) -> None:
+        for observer in observers:
+            observer(event)
+
+    files = discover(options.input)
+    output = Location(options.output)
+    claim = claim_output(options)
+    artifacts = Artifacts.load(options)
+    loaded = time.perf_counter()
+    model = artifacts.teacher.kind if artifacts.teacher is not None else "no model"
+    emit(ArtifactsLoaded(loaded - started, artifacts.explainer.description, model))
+    plan, artifacts = plan_run(options, files, artifacts)
+    claim.take()
+    write_plan(plan)
+    planned = time.perf_counter()
+    emit(RunPlanned(len(files), plan.rows, len(plan.partitions), str(output)))
+    with executor_for(Context(plan, artifacts)) as executor:
+        ready = time.perf_counter()
+        emit(WorkersReady(options.scheduler, executor.workers, executor.dashboard))
+        for receipt in executor.run(plan.partitions):
+            emit(PartitionDone(receipt.index, receipt.rows_explained, receipt.worker["seconds"]))
+        explained = time.perf_counter()
+    timings = {
+        "load": loaded - started,
+        "plan": planned - loaded,
+        "start_workers": ready - planned,
+        "explain": explained - ready,
+    }
+    try:
+        finalize(plan, artifacts, timings)
+    except OSError as error:
+        raise InterruptedRunError(
+            f"The run could not be closed: {error}. Check {output} and start the run again with --overwrite."
+        ) from error
+    emit(RunFinished(plan.rows, time.perf_counter() - started, str(output)))
+    return open_run(options.output)
+
+
+def plan_run(options: RunOptions, files: Sequence[InputFile], artifacts: Artifacts) -> tuple[Plan, Artifacts]:
+    """Plan a run, with one row explained to prove that model, explainer and data fit together.
+
+    The first row also tells what some explainers do not record: the number of their outputs, or the feature map of
+    their ``transformations``.
+
+    Returns
+    -------
+    plan : Plan
+    artifacts : Artifacts
+        With the outputs named.
+
+    Raises
+    ------
+    InputError, OptionError, ArtifactError, BadDataError
+        Whatever can be known before the work.
+    """
+    first = next((part for part in cut(files, 1, 1) if part.rows), None)
+    if first is None:
+        if artifacts.explainer.learns_from_rows:
+            raise InputError(
+                "The dataset has no rows, and this kind of explainer does not record its features and outputs: they "
+                "are learned from a first row. Pass a dataset with rows."
+            )
+        return make_plan(options, files, artifacts, _prediction_type(artifacts, None)), artifacts
+    provisional = make_plan(options, files, artifacts, _prediction_type(artifacts, None))
+    batch = explain_rows(Context(provisional, artifacts), first)
+    artifacts = with_learned_outputs(artifacts)
+    found = None if batch.predictions is None else batch.predictions.prediction
+    return make_plan(options, files, artifacts, _prediction_type(artifacts, found)), artifacts
+
+
+def _prediction_type(artifacts: Artifacts, first: np.ndarray | None) -> pa.DataType:
+    """Labels keep their type; numbers are float64, or int64 where the model predicts whole numbers."""
+    teacher = artifacts.teacher
+    if teacher is None or teacher.classes is None:
+        return pa.int64() if first is not None and first.dtype.kind in "iu" else pa.float64()
+    kinds = {type(label) for label in teacher.classes}
+    if kinds <= {bool} or kinds <= {int} or kinds <= {float} or kinds <= {str}:
+        return pa.array(list(teacher.classes)).type
+    return pa.string()

@@ -1,0 +1,321 @@
+"""One partition = one task, idempotent: read, featurize once, predict, explain, derive raw, write, receipt."""
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from threadpoolctl import threadpool_limits
+
+from batch_explain.engine.artifacts import Artifacts, Batch
+from batch_explain.engine.plan import Partition, Plan
+from batch_explain.errors import BadDataError, BatchExplainError, IntegrityError, InterruptedRunError
+from batch_explain.storage.atomic import FileRecord, NewFile
+from batch_explain.storage.dataset import read_batches
+from batch_explain.storage.filesystems import Location
+from batch_explain.storage.receipts import Receipt, write_receipt
+from batch_explain.storage.tables import PartWriter, part_name
+from batch_explain.summary import fidelity
+from batch_explain.summary.moments import Moments
+from batch_explain.teachers.columns import BadValueError
+
+ADDITIVITY_TOLERANCE = 1e-6
+CHECKED_ROWS = 256
+_LEVELS = ("engineered", "raw")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a worker process holds: the plan and the loaded artifacts."""
+
+    plan: Plan
+    artifacts: Artifacts
+    loaded_at: float = field(default_factory=time.time)
+
+
+@dataclass
+class _Tally:
+    """What a partition adds up from its batches."""
+
+    rows: int = 0
+    moments: dict[str, Moments] = field(default_factory=dict)
+    followed: fidelity.Fidelity | None = None
+    residual: float | None = None
+    checked: int = 0
+    imputed: dict[str, int] = field(default_factory=dict)
+
+
+def run_partition(context: Context, partition: Partition) -> Receipt:
+    """Explain one partition and write its parts, its partial summary and, last, its receipt.
+
+    Raises
+    ------
+    BadDataError
+        If rows cannot be explained; the message names file, row and column.
+    IntegrityError
+        If importances do not add up to the margin.
+    InterruptedRunError
+        If reading or writing fails.
+    """
+    started = time.perf_counter()
+    plan = context.plan
+    output = Location(plan.options.output)
+    tally = _Tally()
+    tables = [spec for specs in plan.tables.values() for spec in specs]
+    try:
+        with (
+            threadpool_limits(1),
+            PartWriter(output, tables, partition.index, plan.options.pyarrow_compression) as writer,
+        ):
+            for table, first in _batches(plan, partition):
+                batch = _explain(context, table, partition, first)
+                _count(tally, context, batch, partition, first)
+                _write(writer, plan, table, batch, partition, first)
+            if tally.rows != partition.rows:
+                raise IntegrityError(
+                    f"Rows {partition.start} to {partition.stop} of {partition.file.path} gave {tally.rows} rows "
+                    f"instead of {partition.rows}. The file was changed during the run: start the run again."
+                )
+            files = writer.commit()
+            partial = _write_partial(output, partition.index, tally)
+    except (OSError, MemoryError) as error:
+        raise InterruptedRunError(
+            f"Rows {partition.start} to {partition.stop} of {partition.file.path} could not be finished: "
+            f"{type(error).__name__}: {error}. Free space or memory, check {output}, and start the run again with "
+            "--overwrite."
+        ) from error
+    receipt = Receipt(
+        index=partition.index,
+        rows_in=partition.rows,
+        rows_explained=tally.rows,
+        files=tuple(files),
+        partial=partial,
+        statistics={
+            "fidelity": fidelity.to_json(tally.followed),
+            "additivity_residual": tally.residual,
+            "additivity_rows": tally.checked,
+            "imputed": tally.imputed,
+        },
+        worker={
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "artifacts_loaded_at": context.loaded_at,
+            "seconds": round(time.perf_counter() - started, 4),
+            "peak_rss_bytes": peak_rss_bytes(),
+        },
+    )
+    write_receipt(output, receipt)
+    return receipt
+
+
+def explain_rows(context: Context, partition: Partition) -> Batch:
+    """Explain a partition of at most ``batch_rows`` rows and write nothing."""
+    table, first = next(_batches(context.plan, partition))
+    return _explain(context, table, partition, first)
+
+
+def _batches(plan: Plan, partition: Partition) -> Iterator[tuple[pa.Table, int]]:
+    """Tables of at most ``batch_rows`` rows with hive keys added, and the position of each one's first row."""
+    in_file = [name for name in _input_columns(plan) if name not in plan.hive]
+    position = partition.start
+    for table in read_batches(
+        partition.file,
+        start=partition.start,
+        stop=partition.stop,
+        columns=in_file,
+        batch_rows=plan.options.batch_rows,
+    ):
+        for name in _input_columns(plan):
+            if name in plan.hive:
+                value = dict(partition.file.hive)[name]
+                typed = int(value) if value is not None and pa.types.is_integer(plan.hive[name]) else value
+                scalar = pa.scalar(typed, plan.hive[name])
+                table = table.append_column(name, pa.repeat(scalar, table.num_rows))
+        yield table, position
+        position += table.num_rows
+
+
+def _input_columns(plan: Plan) -> list[str]:
+    """File columns that are read: the model's, then ids that are not among them."""
+    return list(dict.fromkeys([*plan.model_columns, *plan.ids]))
+
+
+def _explain(context: Context, table: pa.Table, partition: Partition, first: int) -> Batch:
+    """Explain a batch; a value that the model cannot take is named by file, row and column."""
+    artifacts = context.artifacts
+    table = table.select(context.plan.model_columns).rename_columns([column.name for column in artifacts.columns])
+    try:
+        return artifacts.explain(table)
+    except (BatchExplainError, OSError, MemoryError):
+        raise
+    except BadValueError as error:
+        raise BadDataError(
+            f"Column '{error.column}' {error.reason} in row {first + error.row} of {partition.file.path}. Mend or "
+            "remove the row."
+        ) from error
+    except Exception as error:
+        # models refuse rows with exceptions of any type; the first guilty row makes the message useful
+        row, reason = _first_refused(artifacts.explain, table, error)
+        where = f"row {first + row}" if row is not None else f"rows {first} to {first + table.num_rows}"
+        raise BadDataError(
+            f"The model cannot take {where} of {partition.file.path}: {_short(reason)}. Mend or remove the row."
+        ) from error
+
+
+def _first_refused(
+    explain: Callable[[pa.Table], Batch], table: pa.Table, error: Exception
+) -> tuple[int | None, Exception]:
+    """Bisect to the first row that is refused alone; None where only several rows together are."""
+    low, high = 0, table.num_rows
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            explain(table.slice(low, middle - low))
+        except Exception as refused:  # the same exceptions that made the whole batch fail
+            error, high = refused, middle
+        else:
+            low = middle
+    try:
+        explain(table.slice(low, 1))
+    except Exception as refused:
+        return low, refused
+    return None, error
+
+
+def _count(tally: _Tally, context: Context, batch: Batch, partition: Partition, first: int) -> None:
+    artifacts = context.artifacts
+    tally.rows += batch.engineered.shape[2]
+    for level, values in (("engineered", batch.engineered), ("raw", batch.raw)):
+        if values is not None:
+            found = Moments.of(values)
+            tally.moments[level] = tally.moments[level].merge(found) if level in tally.moments else found
+    for column, nulls in batch.imputed.items():
+        tally.imputed[column] = tally.imputed.get(column, 0) + nulls
+    if batch.predictions is not None:
+        followed = fidelity.fidelity_of(
+            batch.margins,
+            batch.predictions.prediction,
+            link=artifacts.link,
+            labels=artifacts.surrogate_labels,
+        )
+        tally.followed = fidelity.merge(tally.followed, followed)
+    _check_additivity(tally, context, batch, partition, first)
+
+
+def _check_additivity(tally: _Tally, context: Context, batch: Batch, partition: Partition, first: int) -> None:
+    """Compare expected value + importances with the margin that the surrogate gives without SHAP."""
+    rows = batch.margins.shape[1]
+    chosen = np.arange(rows)
+    if context.plan.options.check == "sample" and rows > CHECKED_ROWS:
+        chosen = np.unique(np.linspace(0, rows - 1, CHECKED_ROWS).astype(np.int64))
+    margins = context.artifacts.explainer.margins(batch.matrix[chosen])
+    if margins is None or not rows:
+        return
+    scale = np.maximum(1.0, np.abs(batch.engineered[:, :, chosen]).max(axis=1, initial=0.0))
+    residuals = np.abs(batch.margins[:, chosen] - margins) / scale
+    largest = float(residuals.max(initial=0.0))
+    tally.checked += len(chosen)
+    tally.residual = largest if tally.residual is None else max(tally.residual, largest)
+    # a NaN residual is a violation as well
+    if context.artifacts.explainer.additive and not largest <= ADDITIVITY_TOLERANCE:
+        output, worst = np.unravel_index(int(residuals.argmax()), residuals.shape)
+        raise IntegrityError(
+            f"The importances of row {first + int(chosen[worst])} of {partition.file.path} miss the surrogate's margin "
+            f"by {largest:.3g} (output {int(output)}; allowed {ADDITIVITY_TOLERANCE:g}). The explainer is damaged or "
+            "its trees have counts that do not fit: make the explainer again."
+        )
+
+
+def _write(writer: PartWriter, plan: Plan, table: pa.Table, batch: Batch, partition: Partition, first: int) -> None:
+    ids = _ids(plan, table, partition, first)
+    for level, specs in plan.tables.items():
+        if level == "predictions":
+            assert batch.predictions is not None
+            found = batch.predictions
+            columns = [_prediction(found.prediction, specs[0].schema.field("prediction").type)]
+            if found.probabilities is not None:
+                columns += [pa.array(np.ascontiguousarray(column)) for column in found.probabilities.T]
+            writer.write(specs[0].folder, [*ids, *columns])
+            continue
+        values = batch.engineered if level == "engineered" else batch.raw
+        assert values is not None
+        position = plan.position_of_written(level, values.shape[1])
+        stored = np.float32 if plan.options.dtype == "float32" else np.float64
+        zeros = pa.array(np.zeros(table.num_rows, dtype=stored))
+        for output, spec in enumerate(specs):
+            arrays = [zeros if at < 0 else pa.array(values[output, at].astype(stored, copy=False)) for at in position]
+            writer.write(spec.folder, [*ids, *arrays])
+
+
+def _ids(plan: Plan, table: pa.Table, partition: Partition, first: int) -> list[pa.Array]:
+    if not plan.ids:
+        return [
+            pa.repeat(pa.scalar(partition.file.path), table.num_rows),
+            pa.array(np.arange(first, first + table.num_rows)),
+        ]
+    arrays = []
+    for name in plan.ids:
+        array = table[name].combine_chunks()
+        array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
+        arrays.append(array.dictionary_decode() if pa.types.is_dictionary(array.type) else array)
+    return arrays
+
+
+def _prediction(values: np.ndarray, kind: pa.DataType) -> pa.Array:
+    plain = values.tolist() if values.dtype == object or values.dtype.kind in "US" else values
+    if pa.types.is_string(kind):
+        return pa.array([str(value) for value in plain], kind)
+    return pa.array(plain).cast(kind)
+
+
+def _write_partial(output: Location, index: int, tally: _Tally) -> FileRecord:
+    """Moments of all levels, one after the other, with their shapes in the metadata."""
+    pieces, shapes = [], {}
+    for level in _LEVELS:
+        if level in tally.moments:
+            moments = tally.moments[level]
+            pieces.append(moments.to_table())
+            shapes[level] = "x".join(map(str, moments.mean.shape))
+    table = pa.concat_tables(pieces) if pieces else pa.table({"count": pa.array([], pa.int64())})
+    file = NewFile(output, f"_run/partials/{part_name(index)}.parquet")
+    try:
+        pq.write_table(table.replace_schema_metadata(shapes), file.stream, use_dictionary=False)
+    except BaseException:
+        file.abort()
+        raise
+    return file.commit()
+
+
+def read_partial(output: Location, index: int) -> dict[str, Moments]:
+    """Read a partition's partial summary: level -> moments; empty for a partition without rows."""
+    with output.join(f"_run/partials/{part_name(index)}.parquet").open() as stream:
+        table = pq.read_table(stream)
+    moments, start = {}, 0
+    shapes = table.schema.metadata or {}
+    for level in _LEVELS:
+        if level.encode() in shapes:
+            outputs, features = map(int, shapes[level.encode()].decode().split("x"))
+            moments[level] = Moments.from_table(table.slice(start, outputs * features), outputs, features)
+            start += outputs * features
+    return moments
+
+
+def peak_rss_bytes() -> int | None:
+    """Largest resident memory of this process so far; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _short(error: Any) -> str:
+    text = next((line.strip() for line in str(error).splitlines() if line.strip() not in ("", "DataException:")), "")
+    return f"{type(error).__name__}: {text.removeprefix('Message: ')}"[:400].rstrip(": .")

@@ -1,0 +1,1 @@
+"""Explainers: one interface over scoring explainers, LightGBM models and anything else that explains rows."""

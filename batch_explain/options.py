@@ -1,0 +1,186 @@
+"""The options of a run: one frozen object, everything validated once, here."""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from batch_explain.errors import OptionError
+
+TABLES = ("predictions", "engineered", "raw")
+SCHEDULERS = ("processes", "threads", "sync")
+
+DEFAULT_PARTITION_ROWS = 100_000
+DEFAULT_BATCH_ROWS = 10_000
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run reads, writes and computes.
+
+    Parameters
+    ----------
+    input : str
+        Path or URL of a parquet file, a folder of them, or a glob.
+    output : str
+        Path or URL of a folder that is empty or does not exist.
+    explainer : str
+        ``scoring_explainer.pkl``, or a LightGBM model text file.
+    model : str, optional
+        Pickle of the fitted pipeline. Without it the input holds the engineered features by name.
+    id_columns : tuple of str
+        Columns copied to every table; empty: ``source_file`` and ``source_row``.
+    columns_map : tuple of (str, str)
+        (name in the model, name in the file) where the two differ.
+    outputs : tuple of str or None
+        Tables to write; None: all of predictions, engineered, raw that can be made.
+    scheduler : str
+        ``processes``, ``threads``, ``sync``, or the ``tcp://`` or ``tls://`` address of a Dask scheduler.
+    workers : int or None
+        Number of workers; None: one a core. A running cluster brings its own.
+    partition_rows, batch_rows : int
+        Largest number of rows of one task, and of one step inside it.
+    limit : int or None
+        Explain only the first rows (a trial).
+    check : str
+        ``sample``: additivity on 256 fixed rows a batch; ``all``: on every row.
+    dtype : str
+        ``float64`` or ``float32``: how importances are stored (they are always computed in float64).
+    compression : str
+        ``snappy``, ``zstd`` or ``none``.
+    overwrite : bool
+        Remove the run that is in ``output`` first.
+
+    Raises
+    ------
+    OptionError
+        If a value is not one of these, or two contradict each other.
+    """
+
+    input: str
+    output: str
+    explainer: str
+    model: str | None = None
+    id_columns: tuple[str, ...] = ()
+    columns_map: tuple[tuple[str, str], ...] = ()
+    outputs: tuple[str, ...] | None = None
+    scheduler: str = "processes"
+    workers: int | None = None
+    partition_rows: int = DEFAULT_PARTITION_ROWS
+    batch_rows: int = DEFAULT_BATCH_ROWS
+    limit: int | None = None
+    check: str = "sample"
+    dtype: str = "float64"
+    compression: str = "snappy"
+    overwrite: bool = False
+
+    @classmethod
+    def create(cls, **values: Any) -> "RunOptions":
+        """Build options from what people write: paths, comma lists, mappings, numbers as text."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise OptionError(f"Unknown option {_listed(unknown)}. Known options are {', '.join(sorted(known))}.")
+        for name in ("input", "output", "explainer"):
+            if values.get(name) is None:
+                raise OptionError(f"The option '{name}' is missing: a run needs input, explainer and output.")
+        for name in ("input", "output", "explainer", "model"):
+            if values.get(name) is not None:
+                values[name] = _path(name, values[name])
+        values["id_columns"] = _names("id_columns", values.get("id_columns") or ())
+        values["columns_map"] = _pairs(values.get("columns_map") or ())
+        if values.get("outputs") is not None:
+            values["outputs"] = _names("outputs", values["outputs"])
+        for name in ("workers", "partition_rows", "batch_rows", "limit"):
+            if values.get(name) is not None:
+                values[name] = _positive(name, values[name])
+            elif name in ("partition_rows", "batch_rows"):
+                values.pop(name, None)
+        return cls(**values)
+
+    def __post_init__(self) -> None:
+        _one_of("check", self.check, ("sample", "all"))
+        _one_of("dtype", self.dtype, ("float64", "float32"))
+        _one_of("compression", self.compression, ("snappy", "zstd", "none"))
+        if not (self.scheduler in SCHEDULERS or self.scheduler.startswith(("tcp://", "tls://"))):
+            raise OptionError(
+                f"--scheduler is '{self.scheduler}'. Use processes, threads, sync, or the address of a running "
+                "Dask scheduler such as tcp://host:8786."
+            )
+        if self.outputs is not None:
+            if not self.outputs:
+                raise OptionError("--outputs names no table. Name at least one of " + ", ".join(TABLES) + ".")
+            for table in self.outputs:
+                _one_of("outputs", table, TABLES)
+        if repeated := _repeated(self.id_columns):
+            raise OptionError(f"--id-columns names {_listed(repeated)} more than once. Name each column once.")
+        for side, place in ((0, "model column"), (1, "file column")):
+            if repeated := _repeated([pair[side] for pair in self.columns_map]):
+                raise OptionError(
+                    f"--columns-map gives the {place} {_listed(repeated)} more than once. Map each column once."
+                )
+
+    @property
+    def pyarrow_compression(self) -> str | None:
+        """The codec's name as pyarrow spells it."""
+        return None if self.compression == "none" else self.compression
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def _repeated(names: Iterable[str]) -> list[str]:
+    seen: set[str] = set()
+    return sorted({name for name in names if name in seen or seen.add(name)})  # type: ignore[func-returns-value]
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise OptionError(f"--{name} is '{value}'. Use one of {', '.join(allowed)}.")
+
+
+def _path(name: str, value: Any) -> str:
+    if not isinstance(value, str | os.PathLike):
+        raise OptionError(
+            f"The option '{name}' is an object of type {type(value).__name__}. A run needs a path or a URL, because "
+            "worker processes load the artifact themselves: save the object and pass the file."
+        )
+    text = os.fspath(value)
+    if not text:
+        raise OptionError(f"The option '{name}' is empty. Pass a path or a URL.")
+    return text
+
+
+def _names(name: str, value: Any) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else list(value)
+    names = tuple(str(part).strip() for part in parts)
+    if any(not part for part in names):
+        raise OptionError(f"--{name.replace('_', '-')} has an empty name in it. Separate names by single commas.")
+    return names
+
+
+def _pairs(value: Any) -> tuple[tuple[str, str], ...]:
+    if isinstance(value, Mapping):
+        return tuple((str(model), str(file)) for model, file in value.items())
+    pairs = []
+    for part in value:
+        model, equals, file = part.partition("=") if isinstance(part, str) else (part[0], "=", part[1])
+        if not (model and equals and file):
+            raise OptionError(
+                f"--columns-map is '{part}'. Write MODEL=FILE: the column's name in the model, then in the file."
+            )
+        pairs.append((model, file))
+    return tuple(pairs)
+
+
+def _positive(name: str, value: Any) -> int:
+    option = "--" + name.replace("_", "-")
+    try:
+        number = int(str(value).replace("_", ""))
+    except ValueError:
+        raise OptionError(f"{option} is '{value}'. Use a whole number of at least 1.") from None
+    if number < 1:
+        raise OptionError(f"{option} is {number}. Use a whole number of at least 1.")
+    return number

@@ -1,0 +1,135 @@
+"""A finished run, opened again."""
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from batch_explain.errors import OptionError
+from batch_explain.storage.atomic import sha256_of
+from batch_explain.storage.filesystems import Location
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Parameters
+    ----------
+    location : Location
+        Its folder.
+    info : dict
+        ``run.json``.
+    """
+
+    location: Location
+    info: dict[str, Any]
+
+    def __repr__(self) -> str:
+        rows, tables = self.info["rows"]["explained"], ", ".join(self.info["tables"])
+        return f"<Run {self.location}: {rows:,} rows, {tables}>"
+
+    @property
+    def outputs(self) -> list[str] | None:
+        """Labels of the outputs; None for a single one."""
+        labels: list[str] | None = self.info["outputs"]
+        return labels
+
+    def summary(self, level: str = "raw") -> pd.DataFrame:
+        """The global summary, one row for each output and feature.
+
+        Parameters
+        ----------
+        level : str
+            ``raw`` or ``engineered``.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``output`` (null for a single one), ``feature``, ``rank``, ``count``, ``mean_abs``, ``mean``, ``std``,
+            ``min``, ``max``, ``share_positive``; NaN where there are too few rows.
+
+        Raises
+        ------
+        OptionError
+            If the run has no such summary.
+        """
+        place = self.location.join(f"summary/{level}.parquet")
+        if level not in ("raw", "engineered") or not place.exists():
+            raise OptionError(
+                f"The run has no summary '{level}': it has 'engineered', and 'raw' where there was a feature map."
+            )
+        with place.open() as stream:
+            frame: pd.DataFrame = pq.read_table(stream).to_pandas()
+            return frame
+
+    def table(self, level: str, output: str | None = None) -> ds.Dataset:
+        """A table of the run.
+
+        Parameters
+        ----------
+        level : str
+            ``predictions``, ``engineered`` or ``raw``.
+        output : str, optional
+            Label of the output, where there are several.
+
+        Returns
+        -------
+        pyarrow.dataset.Dataset
+            Its parts in input order; nothing is read yet.
+
+        Raises
+        ------
+        OptionError
+            If the run has no such table.
+        """
+        from batch_explain.storage.tables import importance_folder
+
+        tables = self.info["tables"]
+        if level not in tables:
+            raise OptionError(f"The run has no table '{level}'; it has {', '.join(tables)}.")
+        folder = level if level == "predictions" else importance_folder(level, output)
+        if folder not in tables[level]:
+            labels = ", ".join(map(repr, self.outputs or []))
+            raise OptionError(
+                f"The {level} table has several outputs: name one of {labels}." if labels else
+                f"The {level} table has a single output: leave 'output' out."
+            )  # fmt: skip
+        parts = sorted(entry["path"] for entry in self.info["files"] if os.path.dirname(entry["path"]) == folder)
+        parts.sort(key=lambda path: (len(path), path))  # part-100000 comes after part-99999
+        filesystem = None if self.location.is_local else self.location.fs
+        return ds.dataset([self.location.join(part).path for part in parts], format="parquet", filesystem=filesystem)
+
+
+def open_run(path: str | os.PathLike[str]) -> Run:
+    """Open a finished run.
+
+    Parameters
+    ----------
+    path : str or path
+        The run's output folder.
+
+    Raises
+    ------
+    OptionError
+        If there is no finished run, or its ``run.json`` was changed after it was closed.
+    """
+    location = Location(os.fspath(path))
+    success = location.join("_SUCCESS")
+    if not success.exists():
+        state = "an unfinished run" if location.join("_run/plan.json").exists() else "no run"
+        raise OptionError(
+            f"There is {state} in {location}: it has no _SUCCESS. Pass the output folder of a finished run."
+        )
+    recorded = json.loads(success.read_bytes())["run.json"]
+    place = location.join("run.json")
+    if not place.exists() or sha256_of(place) != recorded:
+        raise OptionError(
+            f"The run.json in {location} is not the one that the run was closed with: it is missing or was edited. "
+            "Restore it, or run again."
+        )
+    return Run(location, json.loads(place.read_bytes()))

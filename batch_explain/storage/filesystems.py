@@ -1,0 +1,95 @@
+"""Places on any fsspec filesystem, local ones included."""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, BinaryIO, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from batch_explain.errors import InputError, mask_secrets
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or a folder: a local path or a URL such as ``abfs://container/folder``.
+
+    Parameters
+    ----------
+    url : str
+        As the user wrote it. Pickles as this text alone.
+    """
+
+    url: str
+
+    @cached_property
+    def _resolved(self) -> tuple[Any, str]:
+        try:
+            fs, path = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise InputError(f"The place {mask_secrets(self.url)} cannot be reached: {error}.") from error
+        return fs, path.rstrip("/") or path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Location, (self.url,))
+
+    @property
+    def fs(self) -> Any:
+        """The fsspec filesystem."""
+        return self._resolved[0]
+
+    @property
+    def path(self) -> str:
+        """The path inside the filesystem, without protocol."""
+        return self._resolved[1]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the place is on this machine's own filesystem."""
+        return isinstance(self.fs, LocalFileSystem)
+
+    @property
+    def name(self) -> str:
+        """Last part of the path."""
+        return self.path.rsplit("/", 1)[-1]
+
+    @property
+    def parent(self) -> "Location":
+        """The folder that holds this place."""
+        return self.at(self.path.rsplit("/", 1)[0] or "/")
+
+    def at(self, path: str) -> "Location":
+        """Another path on the same filesystem."""
+        return Location(path if self.is_local else self.fs.unstrip_protocol(path))
+
+    def join(self, *parts: str) -> "Location":
+        """A place below this one."""
+        return self.at("/".join([self.path.rstrip("/"), *parts]))
+
+    def exists(self) -> bool:
+        """Whether anything is there."""
+        return bool(self.fs.exists(self.path))
+
+    def open(self) -> BinaryIO:
+        """Open for reading, in binary."""
+        return cast(BinaryIO, open(self.path, "rb") if self.is_local else self.fs.open(self.path, "rb"))
+
+    def read_bytes(self) -> bytes:
+        """The whole content."""
+        with self.open() as stream:
+            return stream.read()
+
+    def real_path(self) -> str:
+        """The path with links and ``..`` resolved, for comparing two local places."""
+        return os.path.realpath(self.path) if self.is_local else self.path
+
+    def contains(self, other: "Location") -> bool:
+        """Whether ``other`` is this place or lies below it."""
+        if type(self.fs) is not type(other.fs):
+            return False
+        here, there = self.real_path().rstrip("/"), other.real_path().rstrip("/")
+        return there == here or there.startswith(here + "/")
+
+    def __str__(self) -> str:
+        return mask_secrets(self.path if self.is_local else self.url)

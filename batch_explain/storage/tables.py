@@ -1,0 +1,100 @@
+"""The tables that a run writes: their schemas, and the writer of one partition's parts."""
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batch_explain.storage.atomic import FileRecord, NewFile
+from batch_explain.storage.filesystems import Location
+
+METADATA_KEY = b"batch_explain"
+SOURCE_IDS = (pa.field("source_file", pa.string()), pa.field("source_row", pa.int64()))
+
+
+def part_name(index: int) -> str:
+    """Name of a partition's part, without the ending."""
+    return f"part-{index:05d}"
+
+
+def importance_folder(level: str, output: str | None) -> str:
+    """Folder of an importance table: ``level``, or ``level/output=<label>`` where there are several outputs."""
+    return level if output is None else f"{level}/output={encode_label(output)}"
+
+
+def encode_label(label: str) -> str:
+    """Percent-encode a class label so that it is one safe folder name (``.`` and ``..`` included)."""
+    encoded = quote(label, safe="")
+    return encoded.replace(".", "%2E") if not encoded.strip(".") else encoded
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """One table.
+
+    Parameters
+    ----------
+    folder : str
+        Relative to the run's folder; its parts lie directly in it.
+    schema : pyarrow.Schema
+        Columns in order, the ids first; metadata holds what a reader of a single part needs.
+    """
+
+    folder: str
+    schema: pa.Schema
+
+    @classmethod
+    def create(cls, folder: str, fields: Sequence[pa.Field], metadata: dict[str, Any]) -> "TableSpec":
+        """Build a spec whose parts carry ``metadata`` as JSON."""
+        text = json.dumps(metadata, ensure_ascii=False, sort_keys=True)
+        return cls(folder, pa.schema(fields, metadata={METADATA_KEY: text.encode()}))
+
+
+class PartWriter:
+    """Writes one part of each table; the parts appear together in :meth:`commit`, or never.
+
+    Used as a context manager: leaving it without ``commit`` removes everything that was written.
+    """
+
+    def __init__(self, root: Location, tables: Sequence[TableSpec], index: int, compression: str | None) -> None:
+        self._tables = {table.folder: table for table in tables}
+        self._files: dict[str, NewFile] = {}
+        self._writers: dict[str, pq.ParquetWriter] = {}
+        with ExitStack() as stack:
+            for table in tables:
+                file = NewFile(root, f"{table.folder}/{part_name(index)}.parquet")
+                stack.callback(file.abort)
+                self._files[table.folder] = file
+                self._writers[table.folder] = pq.ParquetWriter(
+                    file.stream,
+                    table.schema,
+                    compression=compression or "none",
+                    # importances hardly repeat: a dictionary would cost more than the rest of the write
+                    use_dictionary=[f.name for f in table.schema if pa.types.is_string(f.type)],
+                    write_statistics=True,
+                )
+            stack.pop_all()
+
+    def write(self, folder: str, columns: list[pa.Array]) -> None:
+        """Append rows (one row group) to a table; ``columns`` in the order of its schema."""
+        table = pa.Table.from_arrays(columns, schema=self._tables[folder].schema)
+        if table.num_rows:
+            self._writers[folder].write_table(table, row_group_size=table.num_rows)
+
+    def commit(self) -> list[FileRecord]:
+        """Finish all parts and give them their names."""
+        for writer in self._writers.values():
+            writer.close()
+        return [file.commit() for file in self._files.values()]
+
+    def __enter__(self) -> "PartWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for file in self._files.values():
+            file.abort()

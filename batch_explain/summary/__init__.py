@@ -1,0 +1,1 @@
+"""Mergeable statistics over all rows."""

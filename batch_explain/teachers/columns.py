@@ -1,0 +1,280 @@
+"""Raw columns: from what stands in the file to what the model was trained on, exactly or not at all.
+
+The Azure stack coerces in silence (text that is no number becomes NaN, 1.5 becomes 1, a null boolean becomes False)
+or refuses a whole batch for one value. Here a value either becomes the trained type without loss, or it is named.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_NUMBER = {"bool", "integer", "float", "text", "null"}
+_BECOMES: dict[str, set[str]] = {
+    "integer": _NUMBER,
+    "float": _NUMBER,
+    "bool": {"bool", "null"},
+    # integers are refused: AutoML would read epoch milliseconds as nanoseconds and say nothing
+    "datetime": {"datetime", "date", "text", "null"},
+    "text": {"text", "bool", "integer", "float", "date", "datetime", "null"},
+}
+_TRAINED_KINDS = {"i": "integer", "u": "integer", "f": "float", "b": "bool", "M": "datetime", "O": "text"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A raw column as the model knows it.
+
+    Parameters
+    ----------
+    name : str
+        Its name in the model.
+    dtype : numpy.dtype or None
+        What it was trained on; None when the model does not say (then the file's own type is passed on).
+    imputes_null : bool
+        Whether an integer column's featurizer fills nulls by itself.
+    """
+
+    name: str
+    dtype: np.dtype[Any] | None = None
+    imputes_null: bool = False
+
+
+class BadValueError(Exception):
+    """One value cannot become what the model was trained on.
+
+    Parameters
+    ----------
+    column, reason : str
+        Where, and why.
+    row : int
+        Position in the batch.
+    """
+
+    def __init__(self, column: str, row: int, reason: str) -> None:
+        super().__init__(column, row, reason)
+        self.column, self.row, self.reason = column, row, reason
+
+
+def kind_of(arrow_type: pa.DataType) -> str:
+    """Name the family of an Arrow type: bool, integer, float, text, datetime, date, null, or other."""
+    tests = {
+        "bool": pa.types.is_boolean,
+        "integer": pa.types.is_integer,
+        "float": lambda t: pa.types.is_floating(t) or pa.types.is_decimal(t),
+        "text": lambda t: pa.types.is_string(t) or pa.types.is_large_string(t) or _is_text_view(t),
+        "datetime": pa.types.is_timestamp,
+        "date": pa.types.is_date,
+        "null": pa.types.is_null,
+    }
+    if pa.types.is_dictionary(arrow_type):
+        return kind_of(arrow_type.value_type)
+    return next((kind for kind, test in tests.items() if test(arrow_type)), "other")
+
+
+def _is_text_view(arrow_type: pa.DataType) -> bool:
+    return str(arrow_type) == "string_view"  # pyarrow 14 has no name for it
+
+
+def type_problem(column: Column, arrow_type: pa.DataType) -> str | None:
+    """Say why a file's type cannot become what the model was trained on; None when it can."""
+    kind = kind_of(arrow_type)
+    if kind == "other":
+        return f"has type {arrow_type}, which no model column can take"
+    if column.dtype is None or kind in _BECOMES[_TRAINED_KINDS[column.dtype.kind]]:
+        return None
+    hint = ""
+    if column.dtype.kind == "M" and kind in ("integer", "float"):
+        hint = " (numbers since an epoch would be misread: store it as a timestamp)"
+    return f"has type {arrow_type}, but the model was trained on {column.dtype}{hint}"
+
+
+def conversion_note(column: Column, arrow_type: pa.DataType) -> str | None:
+    """Describe a conversion between families, for ``run.json``; None where there is none."""
+    kind = kind_of(arrow_type)
+    if column.dtype is None or kind in (_TRAINED_KINDS[column.dtype.kind], "null"):
+        return None
+    return f"column '{column.name}' has type {arrow_type} in the file and was read as {column.dtype}"
+
+
+def to_frame(table: pa.Table, columns: Sequence[Column]) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Convert a batch to the frame that the model expects.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        The batch; its columns bear the model's names.
+    columns : sequence of Column
+        What the model expects, in its order.
+
+    Returns
+    -------
+    frame : pandas.DataFrame
+        Null is NaN in float columns, NaT in datetime columns, None in object columns.
+    imputed : dict
+        Column -> number of nulls in integer columns that the model's own imputer will fill.
+
+    Raises
+    ------
+    BadValueError
+        At the first value that cannot become the trained type.
+    """
+    data: dict[str, Any] = {}
+    imputed: dict[str, int] = {}
+    untyped = [column.name for column in columns if column.dtype is None]
+    as_read = table.select(untyped).to_pandas() if untyped else None
+    for column in columns:
+        if column.dtype is None:
+            data[column.name] = as_read[column.name]  # type: ignore[index]
+            continue
+        values = _flat(table[column.name])
+        if column.dtype.kind in "iu" and column.imputes_null and values.null_count:
+            imputed[column.name] = values.null_count
+        data[column.name] = _CONVERTERS[column.dtype.kind](column, values)
+    return pd.DataFrame(data, columns=[column.name for column in columns], copy=False), imputed
+
+
+def to_matrix(table: pa.Table, columns: Sequence[str], positions: np.ndarray, width: int) -> np.ndarray:
+    """Build an engineered matrix from columns that hold the engineered features themselves.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        The batch.
+    columns : sequence of str
+        The columns to take.
+    positions : ndarray of int
+        Where each of them stands in the matrix.
+    width : int
+        Columns of the matrix; those not named are 0.
+
+    Returns
+    -------
+    ndarray, shape (row, width), float64
+        Null is NaN; NaN and infinity are passed on.
+    """
+    matrix = np.zeros((table.num_rows, width))
+    for name, position in zip(columns, positions, strict=True):
+        matrix[:, position] = _numbers(Column(name), _flat(table[name]))
+    return matrix
+
+
+def _flat(values: pa.ChunkedArray) -> pa.Array:
+    """One plain array of a column's chunks, dictionaries decoded."""
+    array = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def _to_float(column: Column, values: pa.Array) -> np.ndarray:
+    numbers = _numbers(column, values)
+    infinite = np.isinf(numbers)
+    if infinite.any():
+        raise BadValueError(column.name, int(infinite.argmax()), "is infinite")
+    assert column.dtype is not None
+    return numbers.astype(column.dtype if column.dtype.kind == "f" else np.float64, copy=False)
+
+
+def _to_integer(column: Column, values: pa.Array) -> np.ndarray:
+    if values.null_count:
+        if column.imputes_null:
+            return _whole(column, _to_float(column, values))
+        row = int(pc.is_null(values).to_numpy(zero_copy_only=False).argmax())
+        raise BadValueError(
+            column.name,
+            row,
+            f"is null, but the model was trained on {column.dtype} without nulls and does not impute it",
+        )
+    assert column.dtype is not None
+    if pa.types.is_integer(values.type):
+        try:
+            exact = values.cast(pa.from_numpy_dtype(column.dtype))
+        except pa.ArrowInvalid:
+            whole = values.to_pylist()
+            limits = np.iinfo(column.dtype)
+            row = next(i for i, value in enumerate(whole) if not limits.min <= value <= limits.max)
+            raise BadValueError(column.name, row, f"is {whole[row]}, outside {column.dtype}") from None
+        numbers: np.ndarray = exact.to_numpy(zero_copy_only=False)
+    else:
+        numbers = _whole(column, _to_float(column, values))
+        if np.isnan(numbers).any():
+            if not column.imputes_null:
+                raise BadValueError(column.name, int(np.isnan(numbers).argmax()), "is NaN in an integer column")
+            return numbers
+        numbers = numbers.astype(column.dtype)
+    return numbers.astype(np.float64) if column.imputes_null else numbers
+
+
+def _whole(column: Column, numbers: np.ndarray) -> np.ndarray:
+    fractional = ~np.isnan(numbers) & (numbers != np.floor(numbers))
+    if fractional.any():
+        row = int(fractional.argmax())
+        raise BadValueError(column.name, row, f"is {numbers[row]!r}, but the model was trained on {column.dtype}")
+    return numbers
+
+
+def _numbers(column: Column, values: pa.Array) -> np.ndarray:
+    """Numbers as float64, null as NaN; text is read as numbers."""
+    if kind_of(values.type) == "text":
+        values = pc.utf8_trim_whitespace(values)
+        try:
+            values = values.cast(pa.float64())
+        except pa.ArrowInvalid:
+            row, text = next((i, v) for i, v in enumerate(values.to_pylist()) if v is not None and not _is_number(v))
+            raise BadValueError(column.name, row, f"is {text!r}, not a number") from None
+    elif pa.types.is_boolean(values.type):
+        values = values.cast(pa.uint8())
+    return np.asarray(values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        pa.array([text]).cast(pa.float64())
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _to_bool(column: Column, values: pa.Array) -> np.ndarray:
+    if values.null_count:
+        row = int(pc.is_null(values).to_numpy(zero_copy_only=False).argmax())
+        raise BadValueError(column.name, row, "is null, but the model was trained on booleans without nulls")
+    return np.asarray(values.to_numpy(zero_copy_only=False))
+
+
+def _to_datetime(column: Column, values: pa.Array) -> np.ndarray:
+    if kind_of(values.type) == "text":
+        texts = pd.Series(values.to_pylist(), dtype=object)
+        parsed = pd.to_datetime(texts, errors="coerce", utc=True)
+        wrong = parsed.isna().to_numpy() & texts.notna().to_numpy()
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise BadValueError(column.name, row, f"is {texts[row]!r}, not a date or time")
+        return np.asarray(parsed.dt.tz_localize(None).to_numpy(dtype="datetime64[ns]"))
+    try:
+        moments = values.cast(pa.timestamp("ns", getattr(values.type, "tz", None)))
+    except pa.ArrowInvalid:
+        bounds = pd.Timestamp.min.ceil("s").to_pydatetime(), pd.Timestamp.max.floor("s").to_pydatetime()
+        plain = values.cast(pa.timestamp("us"), safe=False).to_pylist()
+        row = next(i for i, moment in enumerate(plain) if moment is not None and not bounds[0] <= moment <= bounds[1])
+        raise BadValueError(
+            column.name, row, "is outside the years 1678 to 2262, which is all that pandas can hold"
+        ) from None
+    return np.asarray(moments.cast(pa.timestamp("ns")).to_numpy(zero_copy_only=False))
+
+
+def _to_text(column: Column, values: pa.Array) -> np.ndarray:
+    return np.asarray(values.to_pandas(integer_object_nulls=True).astype(object).to_numpy())
+
+
+_CONVERTERS = {
+    "f": _to_float,
+    "i": _to_integer,
+    "u": _to_integer,
+    "b": _to_bool,
+    "M": _to_datetime,
+    "O": _to_text,
+}

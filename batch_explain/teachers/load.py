@@ -1,0 +1,29 @@
+"""From an unpickled model to a teacher."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from batch_explain.teachers.base import Teacher
+
+
+def teacher_of(model: Any, raw_features: Sequence[str] | None) -> Teacher:
+    """Wrap a fitted model.
+
+    Parameters
+    ----------
+    model : object
+        What ``model.pkl`` held.
+    raw_features : sequence of str or None
+        The explainer's raw features, for models that do not record their columns.
+
+    Raises
+    ------
+    ArtifactError
+        If the model is no classification or regression model.
+    """
+    from batch_explain.teachers.automl import AutoMLTeacher, is_automl
+    from batch_explain.teachers.sklearn import SklearnTeacher
+
+    if is_automl(model):
+        return AutoMLTeacher(model, raw_features)
+    return SklearnTeacher(model, raw_features)
