@@ -1,4 +1,4 @@
-"""Shared fixtures: small artifacts for both environments, and genuine AutoML kinds where the Azure stack is installed."""
+"""Shared fixtures: small artifacts for both environments; genuine AutoML kinds where the Azure stack is installed."""
 
 import importlib.util
 import os

@@ -90,7 +90,9 @@ def test_values_are_the_sdks_on_every_scheduler(
 
 
 @pytest.mark.parametrize("kind", ["binary", "dense_multiclass"])
-def test_explain_on_an_object_is_the_sdks(kind: str, automl: Callable[[str], Any], oracle: Callable[[str], Any]) -> None:
+def test_explain_on_an_object_is_the_sdks(
+    kind: str, automl: Callable[[str], Any], oracle: Callable[[str], Any]
+) -> None:
     """``load_explainer`` takes the path or the object, and explains in memory."""
     import joblib
 
@@ -110,7 +112,9 @@ def test_explain_on_an_object_is_the_sdks(kind: str, automl: Callable[[str], Any
         assert list(found.feature_names) == expected.engineered_features
 
 
-def test_20001_rows_stay_20001_in_order(automl: Callable[[str], Any], oracle: Callable[[str], Any], tmp_path: Path) -> None:
+def test_20001_rows_stay_20001_in_order(
+    automl: Callable[[str], Any], oracle: Callable[[str], Any], tmp_path: Path
+) -> None:
     """The documented script explains a random 5,000 of them."""
     paths, expected = automl("binary"), oracle("binary")
     position = np.random.default_rng(0).integers(0, expected.engineered.shape[1], 20_001)

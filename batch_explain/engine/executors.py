@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import threading
@@ -89,12 +90,12 @@ class ThreadExecutor(Executor):
     def run(self, partitions: Sequence[Partition]) -> Iterator[Receipt]:
         """See :class:`Executor`."""
         waiting = iter(partitions)
-        running = {self._submit(p) for p in _take(waiting, self.workers * _WINDOW)}
+        running = {self._submit(p) for p in itertools.islice(waiting, self.workers * _WINDOW)}
         while running:
             done, running = futures.wait(running, return_when=futures.FIRST_COMPLETED)
             for future in done:
                 yield future.result()
-                running.update(self._submit(p) for p in _take(waiting, 1))
+                running.update(self._submit(p) for p in itertools.islice(waiting, 1))
 
     def _submit(self, partition: Partition) -> "futures.Future[Receipt]":
         return self._pool.submit(run_partition, self._context, partition)
@@ -157,10 +158,10 @@ class ClusterExecutor(Executor):
         digest = self._plan.digest
         waiting = iter(partitions)
         submit = functools.partial(self._submit, digest)
-        completed = as_completed([submit(p) for p in _take(waiting, self.workers * _WINDOW)])
+        completed = as_completed([submit(p) for p in itertools.islice(waiting, self.workers * _WINDOW)])
         for future in completed:
             yield self._guard(future.result)
-            for partition in _take(waiting, 1):
+            for partition in itertools.islice(waiting, 1):
                 completed.add(submit(partition))
 
     def _guard(self, call: Callable[[], Any]) -> Any:
@@ -218,10 +219,6 @@ def _load_context(options: RunOptions, digest: str) -> Context:
         )
     artifacts = Artifacts.load(options)
     return Context(plan, artifacts)
-
-
-def _take(waiting: Iterator[Partition], count: int) -> list[Partition]:
-    return [partition for partition, _ in zip(waiting, range(count), strict=False)]
 
 
 def _has_dashboard() -> bool:

@@ -1,6 +1,7 @@
 """From a path or an object to an explainer."""
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -60,7 +61,15 @@ def _booster_of_text(place: Location) -> Any:
     import lightgbm
 
     try:
-        return lightgbm.Booster(model_str=place.read_bytes().decode("utf-8"))
+        text = place.read_bytes().decode("utf-8").replace("\r\n", "\n")
+        sizes = re.search(r"^tree_sizes=(.*)\n", text, re.MULTILINE)
+        if "\nend of trees" not in text or (sizes and text.count("\nTree=") != len(sizes[1].split())):
+            raise ArtifactError(
+                f"The LightGBM model text {place} is not complete: trees are missing. Write it again with "
+                "Booster.save_model, or copy it again from where it was made."
+            )
+        # told the sizes, LightGBM reads the trees in threads, where a damaged one ends the whole process
+        return lightgbm.Booster(model_str=text.replace(sizes[0], "", 1) if sizes else text)
     except (lightgbm.basic.LightGBMError, UnicodeDecodeError) as error:
         raise ArtifactError(
             f"The LightGBM model text {place} cannot be read: {error}. Write it again with Booster.save_model."

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -96,5 +96,10 @@ class PartWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        for writer in self._writers.values():
+            # an unfinished one would write its footer into the closed file when it is collected
+            with suppress(OSError, ValueError, pa.ArrowException):
+                writer.close()
+            writer.is_open = False
         for file in self._files.values():
             file.abort()

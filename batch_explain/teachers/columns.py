@@ -4,6 +4,7 @@ The Azure stack coerces in silence (text that is no number becomes NaN, 1.5 beco
 or refuses a whole batch for one value. Here a value either becomes the trained type without loss, or it is named.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -166,22 +167,25 @@ def to_matrix(table: pa.Table, columns: Sequence[str], positions: np.ndarray, wi
 def _flat(values: pa.ChunkedArray) -> pa.Array:
     """One plain array of a column's chunks, dictionaries decoded."""
     array = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
-    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+    array = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+    return pa.array(array.to_pylist(), pa.string()) if _is_text_view(array.type) else array  # most kernels lack views
 
 
 def _to_float(column: Column, values: pa.Array) -> np.ndarray:
     numbers = _numbers(column, values)
-    infinite = np.isinf(numbers)
-    if infinite.any():
-        raise BadValueError(column.name, int(infinite.argmax()), "is infinite")
     assert column.dtype is not None
-    return numbers.astype(column.dtype if column.dtype.kind == "f" else np.float64, copy=False)
+    with np.errstate(over="ignore"):  # too large for float32: infinite there
+        exact = numbers.astype(column.dtype if column.dtype.kind == "f" else np.float64, copy=False)
+    infinite = np.isinf(exact)
+    if infinite.any():
+        row = int(infinite.argmax())
+        reason = "is infinite" if np.isinf(numbers[row]) else f"is {float(numbers[row])!r}, outside {column.dtype}"
+        raise BadValueError(column.name, row, reason)
+    return exact
 
 
 def _to_integer(column: Column, values: pa.Array) -> np.ndarray:
-    if values.null_count:
-        if column.imputes_null:
-            return _whole(column, _to_float(column, values))
+    if values.null_count and not column.imputes_null:
         row = int(pc.is_null(values).to_numpy(zero_copy_only=False).argmax())
         raise BadValueError(
             column.name,
@@ -189,37 +193,45 @@ def _to_integer(column: Column, values: pa.Array) -> np.ndarray:
             f"is null, but the model was trained on {column.dtype} without nulls and does not impute it",
         )
     assert column.dtype is not None
+    limits = np.iinfo(column.dtype)
+    if not pa.types.is_integer(values.type):
+        with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):  # text and decimals beyond 2**53 stay exact
+            values = _trimmed(values).cast(pa.int64())
     if pa.types.is_integer(values.type):
         try:
             exact = values.cast(pa.from_numpy_dtype(column.dtype))
         except pa.ArrowInvalid:
             whole = values.to_pylist()
-            limits = np.iinfo(column.dtype)
-            row = next(i for i, value in enumerate(whole) if not limits.min <= value <= limits.max)
+            row = next(i for i, v in enumerate(whole) if v is not None and not limits.min <= v <= limits.max)
             raise BadValueError(column.name, row, f"is {whole[row]}, outside {column.dtype}") from None
         numbers: np.ndarray = exact.to_numpy(zero_copy_only=False)
     else:
-        numbers = _whole(column, _to_float(column, values))
-        if np.isnan(numbers).any():
-            if not column.imputes_null:
-                raise BadValueError(column.name, int(np.isnan(numbers).argmax()), "is NaN in an integer column")
-            return numbers
-        numbers = numbers.astype(column.dtype)
-    return numbers.astype(np.float64) if column.imputes_null else numbers
+        numbers = _whole(column, _numbers(column, values))
+        missing = np.isnan(numbers)
+        if missing.any() and not column.imputes_null:
+            raise BadValueError(column.name, int(missing.argmax()), "is NaN in an integer column")
+    return numbers.astype(np.float64 if column.imputes_null else column.dtype)
 
 
 def _whole(column: Column, numbers: np.ndarray) -> np.ndarray:
-    fractional = ~np.isnan(numbers) & (numbers != np.floor(numbers))
-    if fractional.any():
-        row = int(fractional.argmax())
-        raise BadValueError(column.name, row, f"is {numbers[row]!r}, but the model was trained on {column.dtype}")
+    """The same numbers, if each is NaN or a whole one that the trained type holds."""
+    assert column.dtype is not None
+    limits = np.iinfo(column.dtype)
+    for wrong, reason in (
+        (np.isinf(numbers), "is infinite"),
+        (~np.isnan(numbers) & (numbers != np.floor(numbers)), "is {}, but the model was trained on {}"),
+        ((numbers < float(limits.min)) | (numbers >= float(limits.max) + 1), "is {}, outside {}"),
+    ):
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise BadValueError(column.name, row, reason.format(float(numbers[row]), column.dtype))
     return numbers
 
 
 def _numbers(column: Column, values: pa.Array) -> np.ndarray:
     """Numbers as float64, null as NaN; text is read as numbers."""
+    values = _trimmed(values)
     if kind_of(values.type) == "text":
-        values = pc.utf8_trim_whitespace(values)
         try:
             values = values.cast(pa.float64())
         except pa.ArrowInvalid:
@@ -228,6 +240,10 @@ def _numbers(column: Column, values: pa.Array) -> np.ndarray:
     elif pa.types.is_boolean(values.type):
         values = values.cast(pa.uint8())
     return np.asarray(values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+
+
+def _trimmed(values: pa.Array) -> pa.Array:
+    return pc.utf8_trim_whitespace(values) if kind_of(values.type) == "text" else values
 
 
 def _is_number(text: str) -> bool:
@@ -242,7 +258,7 @@ def _to_bool(column: Column, values: pa.Array) -> np.ndarray:
     if values.null_count:
         row = int(pc.is_null(values).to_numpy(zero_copy_only=False).argmax())
         raise BadValueError(column.name, row, "is null, but the model was trained on booleans without nulls")
-    return np.asarray(values.to_numpy(zero_copy_only=False))
+    return np.asarray(values.to_numpy(zero_copy_only=False), dtype=bool)
 
 
 def _to_datetime(column: Column, values: pa.Array) -> np.ndarray:
@@ -257,9 +273,9 @@ def _to_datetime(column: Column, values: pa.Array) -> np.ndarray:
     try:
         moments = values.cast(pa.timestamp("ns", getattr(values.type, "tz", None)))
     except pa.ArrowInvalid:
-        bounds = pd.Timestamp.min.ceil("s").to_pydatetime(), pd.Timestamp.max.floor("s").to_pydatetime()
-        plain = values.cast(pa.timestamp("us"), safe=False).to_pylist()
-        row = next(i for i, moment in enumerate(plain) if moment is not None and not bounds[0] <= moment <= bounds[1])
+        bound = np.iinfo(np.int64).max // 10**9
+        seconds = values.cast(pa.timestamp("s"), safe=False).cast(pa.int64()).to_pylist()
+        row = next(i for i, second in enumerate(seconds) if second is not None and not -bound <= second < bound)
         raise BadValueError(
             column.name, row, "is outside the years 1678 to 2262, which is all that pandas can hold"
         ) from None

@@ -104,18 +104,12 @@ KINDS: dict[str, Kind] = {
         target=_yes_no,
         teacher=teachers.sklearn_pipeline,
     ),
-    "probability_multiclass": Kind(
-        frames.numeric, CLASSIFICATION, explainers.probability_tree, target=_three
-    ),
-    "labelled_multiclass": Kind(
-        frames.mixed, CLASSIFICATION, target=_three, teacher=teachers.label_encoding_pipeline
-    ),
+    "probability_multiclass": Kind(frames.numeric, CLASSIFICATION, explainers.probability_tree, target=_three),
+    "labelled_multiclass": Kind(frames.mixed, CLASSIFICATION, target=_three, teacher=teachers.label_encoding_pipeline),
     "own_predict_binary": Kind(frames.mixed, CLASSIFICATION, target=_unbalanced, teacher=_own_predict),
     "early_stopped_regression": Kind(frames.numeric, REGRESSION, explainers.early_stopped_tree),
     "linear_multiclass": Kind(frames.numeric, CLASSIFICATION, explainers.linear, target=_three),
-    "linear_binary": Kind(
-        frames.numeric, CLASSIFICATION, explainers.direct_linear, target=_two, teacher=_logistic
-    ),
+    "linear_binary": Kind(frames.numeric, CLASSIFICATION, explainers.direct_linear, target=_two, teacher=_logistic),
     "tree_sklearn_regression": Kind(frames.numeric, REGRESSION, explainers.sklearn_tree),
 }
 
@@ -172,10 +166,8 @@ def _write_artifacts(kind: Kind, folder: Path) -> None:
 
     X, signal = kind.frame()
     y = kind.target(signal) if kind.target else signal
-    if kind.teacher:
-        model = kind.teacher(X, y)
-    else:
-        model = teachers.pipeline(kind.task, X, y, teachers.lightgbm(kind.task))
+    teacher = kind.teacher or (lambda X, y: teachers.pipeline(kind.task, X, y, teachers.lightgbm(kind.task)))
+    model = teacher(X, y)
     explainer = kind.explainer(model, X, y, kind.task)
     if features_used(explainer) == 0:
         raise VacuousModelError("the trees of the surrogate never split")

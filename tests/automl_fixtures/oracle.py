@@ -152,9 +152,7 @@ def _margins(explainer: Any, features: Any) -> np.ndarray:
         if getattr(explainer, "_shap_values_output", None) == ShapValuesOutput.PROBABILITY:
             answer = model.predict_proba(features)
         else:
-            answer = model.booster_.predict(
-                features, raw_score=True, num_iteration=_iterations(explainer, features)
-            )
+            answer = model.booster_.predict(features, raw_score=True, num_iteration=_iterations(explainer, features))
     elif hasattr(explainer, "_kernel_explainer"):
         answer = explainer._model_function(features)
     else:
