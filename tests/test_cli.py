@@ -24,7 +24,9 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 def test_help_imports_nothing_heavy() -> None:
     """Not a matter of time but of what is imported: the time follows."""
-    code = "import sys, batch_explain.cli; print([m for m in ('numpy', 'pandas', 'pyarrow', 'dask') if m in sys.modules])"
+    code = (
+        "import sys, batch_explain.cli; print([m for m in ('numpy', 'pandas', 'pyarrow', 'dask') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
     assert "run" in run("--help").stdout
@@ -47,7 +49,17 @@ def test_a_run_prints_what_a_person_wants_to_know(small: Small, tmp_path: Path) 
 def test_json_log_and_quiet(engineered: Engineered, tmp_path: Path) -> None:
     source = tmp_path / "rows.parquet"
     engineered.frame.to_parquet(source, row_group_size=1_000)
-    common = ["run", "--input", source, "--explainer", engineered.explainer, "--scheduler", "sync", "--partition-rows", 1_000]
+    common = [
+        "run",
+        "--input",
+        source,
+        "--explainer",
+        engineered.explainer,
+        "--scheduler",
+        "sync",
+        "--partition-rows",
+        1_000,
+    ]
     done = run(*map(str, common), "--output", tmp_path / "a", "--log-format", "json")
     events = [json.loads(line) for line in done.stderr.splitlines()]
     kinds = [event["event"] for event in events]
@@ -64,7 +76,9 @@ def test_configuration_file_and_precedence(engineered: Engineered, tmp_path: Pat
         f"input = '{tmp_path}/rows.parquet'\nexplainer = '{engineered.explainer}'\nscheduler = 'sync'\nlimit = 10\n"
         "partition-rows = 5\nquiet = true\n"
     )
-    result = CliRunner().invoke(cli, ["run", "--config", str(config), "--output", str(tmp_path / "out"), "--limit", "20"])
+    result = CliRunner().invoke(
+        cli, ["run", "--config", str(config), "--output", str(tmp_path / "out"), "--limit", "20"]
+    )
     assert (result.exit_code, result.output) == (0, "")
     info = bx.open_run(tmp_path / "out").info
     assert info["rows"]["explained"] == 20
@@ -73,7 +87,9 @@ def test_configuration_file_and_precedence(engineered: Engineered, tmp_path: Pat
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("scheduler", ["sync", "processes"])
-def test_a_signal_stops_the_run_with_exit_5(stop: signal.Signals, scheduler: str, engineered: Engineered, tmp_path: Path) -> None:
+def test_a_signal_stops_the_run_with_exit_5(
+    stop: signal.Signals, scheduler: str, engineered: Engineered, tmp_path: Path
+) -> None:
     (tmp_path / "rows").mkdir()
     for number in range(200):
         engineered.frame.to_parquet(tmp_path / f"rows/{number:03d}.parquet")

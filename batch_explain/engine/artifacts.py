@@ -110,6 +110,13 @@ class Artifacts:
         """``classification``, ``regression``, or ``unknown`` without a model."""
         return "unknown" if self.teacher is None else self.teacher.task
 
+    @property
+    def row_bytes(self) -> int:
+        """Estimate of the memory that one row's importances take while they are computed and written."""
+        explainer = self.explainer
+        raw = len(explainer.raw_features or ())
+        return 8 * explainer.n_outputs * (3 * len(explainer.used) + 2 * raw + 1)
+
     def tables(self, asked: tuple[str, ...] | None) -> tuple[str, ...]:
         """The tables that will be written.
 

@@ -29,6 +29,9 @@ PLAN_FILE = "_run/plan.json"
 # schema then stays the same when a retrained surrogate uses others. Beyond it they are only named in run.json.
 MAX_ZERO_COLUMNS = 1_000
 
+# A batch is made smaller than --batch-rows where its importances would take more memory than this.
+MAX_BATCH_BYTES = 256 << 20
+
 _STORED = {"float64": pa.float64(), "float32": pa.float32()}
 
 
@@ -67,6 +70,8 @@ class Plan:
         File columns that the model needs, in the model's order.
     written, used : ndarray of int
         Positions of the engineered features that have a column, and of those that can be other than zero.
+    batch_rows : int
+        Rows of a batch: ``--batch-rows``, or fewer where rows are wide.
     artifacts : dict
         ``model`` and ``explainer`` -> SHA-256.
     decisions : tuple of str
@@ -82,6 +87,7 @@ class Plan:
     model_columns: tuple[str, ...]
     written: np.ndarray
     used: np.ndarray
+    batch_rows: int
     artifacts: dict[str, str]
     decisions: tuple[str, ...]
 
@@ -116,6 +122,7 @@ class Plan:
             "hive": {key: str(kind) for key, kind in self.hive.items()},
             "written": self.written.tolist(),
             "used": self.used.tolist(),
+            "batch_rows": self.batch_rows,
             "tables": {
                 level: [
                     {
@@ -187,6 +194,7 @@ class Plan:
             model_columns=tuple(content["model_columns"]),
             written=np.array(content["written"], dtype=np.int64),
             used=np.array(content["used"], dtype=np.int64),
+            batch_rows=content["batch_rows"],
             artifacts=content["artifacts"],
             decisions=tuple(content["decisions"]),
         )
@@ -239,6 +247,9 @@ def make_plan(options: RunOptions, files: Sequence[InputFile], artifacts: Artifa
         decisions.append(
             f"{zeros} engineered features that the surrogate cannot use are not written: they are 0 everywhere"
         )
+    batch_rows = min(options.batch_rows, max(1, MAX_BATCH_BYTES // artifacts.row_bytes))
+    if batch_rows < options.batch_rows:
+        decisions.append(f"batches have {batch_rows} rows instead of {options.batch_rows}, because the rows are wide")
     if options.limit is not None:
         decisions.append(f"a trial: only the first {options.limit} rows are explained")
     if not options.id_columns:
@@ -253,6 +264,7 @@ def make_plan(options: RunOptions, files: Sequence[InputFile], artifacts: Artifa
         model_columns=tuple(dict(options.columns_map).get(c.name, c.name) for c in artifacts.columns),
         written=written,
         used=artifacts.explainer.used,
+        batch_rows=batch_rows,
         artifacts={
             name: sha256_of(Location(path))
             for name, path in (("model", options.model), ("explainer", options.explainer))

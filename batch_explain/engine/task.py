@@ -129,7 +129,7 @@ def _batches(plan: Plan, partition: Partition) -> Iterator[tuple[pa.Table, int]]
         start=partition.start,
         stop=partition.stop,
         columns=in_file,
-        batch_rows=plan.options.batch_rows,
+        batch_rows=plan.batch_rows,
     ):
         for name in _input_columns(plan):
             if name in plan.hive:

@@ -172,13 +172,13 @@ class Explainer(ABC):
             Dense: for tens of thousands of sparse columns pass few rows at a time, or run the engine.
         """
         matrix = as_matrix(engineered)
+        if matrix.shape[0] and matrix.shape[1] == (len(self.engineered_features) or matrix.shape[1]):
+            self.learn(matrix[:1])
         if matrix.shape[1] != len(self.engineered_features):
             raise ValueError(
                 f"The data has {matrix.shape[1]} columns; this explainer takes {len(self.engineered_features)} "
                 "engineered features."
             )
-        if matrix.shape[0]:
-            self.learn(matrix[:1])
         used = self.explain_used(matrix).values
         values = np.zeros((used.shape[0], len(self.engineered_features), used.shape[2]))
         values[:, self.used] = used

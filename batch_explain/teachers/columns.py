@@ -195,7 +195,9 @@ def _to_integer(column: Column, values: pa.Array) -> np.ndarray:
     assert column.dtype is not None
     limits = np.iinfo(column.dtype)
     if not pa.types.is_integer(values.type):
-        with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):  # text and decimals beyond 2**53 stay exact
+        with contextlib.suppress(
+            pa.ArrowInvalid, pa.ArrowNotImplementedError
+        ):  # text and decimals beyond 2**53 stay exact
             values = _trimmed(values).cast(pa.int64())
     if pa.types.is_integer(values.type):
         try:
