@@ -134,7 +134,7 @@ def _read_config(path: str | None) -> dict[str, Any]:
             content = tomllib.load(stream)
     except OSError as error:
         _fail(OptionError(f"The configuration {path} cannot be read: {error.strerror}. Check the path."))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         _fail(OptionError(f"The configuration {path} is not TOML: {error}. Write lines such as: input = 'rows/'."))
     return {name.replace("-", "_"): value for name, value in content.items()}
 
@@ -194,7 +194,9 @@ def _fail(error: BatchExplainError) -> NoReturn:
 
 
 def _say(message: str) -> None:
-    click.echo(f"batch-explain: {message}", err=True)
+    # libraries' texts and names in files may hold line breaks or worse
+    printable = "".join(character if character.isprintable() else " " for character in message)
+    click.echo(f"batch-explain: {printable}", err=True)
 
 
 def _print_run(run: "Run", top: int = 5) -> None:

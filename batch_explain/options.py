@@ -103,7 +103,9 @@ class RunOptions:
         _one_of("check", self.check, ("sample", "all"))
         _one_of("dtype", self.dtype, ("float64", "float32"))
         _one_of("compression", self.compression, ("snappy", "zstd", "none"))
-        if not (self.scheduler in SCHEDULERS or self.scheduler.startswith(("tcp://", "tls://"))):
+        if not isinstance(self.overwrite, bool):
+            raise OptionError(f"overwrite is {self.overwrite!r}. Use true or false.")
+        if not (self.scheduler in SCHEDULERS or str(self.scheduler).startswith(("tcp://", "tls://"))):
             raise OptionError(
                 f"--scheduler is '{self.scheduler}'. Use processes, threads, sync, or the address of a running "
                 "Dask scheduler such as tcp://host:8786."
@@ -154,6 +156,8 @@ def _path(name: str, value: Any) -> str:
 
 
 def _names(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, Iterable):
+        raise OptionError(f"--{name.replace('_', '-')} is {value!r}. Write names, separated by commas.")
     parts = value.split(",") if isinstance(value, str) else list(value)
     names = tuple(str(part).strip() for part in parts)
     if any(not part for part in names):
@@ -163,15 +167,15 @@ def _names(name: str, value: Any) -> tuple[str, ...]:
 
 def _pairs(value: Any) -> tuple[tuple[str, str], ...]:
     if isinstance(value, Mapping):
-        return tuple((str(model), str(file)) for model, file in value.items())
+        value = value.items()
     pairs = []
-    for part in value:
-        model, equals, file = part.partition("=") if isinstance(part, str) else (part[0], "=", part[1])
-        if not (model and equals and file):
+    for part in [value] if isinstance(value, str) or not isinstance(value, Iterable) else value:
+        names = part.split("=", 1) if isinstance(part, str) else part
+        if not (isinstance(names, tuple | list) and len(names) == 2 and all(str(name) for name in names)):
             raise OptionError(
-                f"--columns-map is '{part}'. Write MODEL=FILE: the column's name in the model, then in the file."
+                f"--columns-map is {part!r}. Write MODEL=FILE: the column's name in the model, then in the file."
             )
-        pairs.append((model, file))
+        pairs.append((str(names[0]), str(names[1])))
     return tuple(pairs)
 
 

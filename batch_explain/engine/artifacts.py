@@ -213,6 +213,12 @@ def _match_features(explainer: Explainer, teacher: Teacher, notes: list[str]) ->
                 f"explainer (number {first}: '{model[first]}' and '{explainer.engineered_features[first]}'). They do "
                 "not belong together: pass the explainer that was made for this very model."
             )
+        if wrong and sorted(model) == sorted(explainer.engineered_features):
+            raise ArtifactError(
+                f"The explainer has the model's engineered features in another order (number {wrong[0]}: "
+                f"'{model[wrong[0]]}' in the model, '{explainer.engineered_features[wrong[0]]}' in the explainer). "
+                "They do not belong together: pass the explainer that was made for this very model."
+            )
         if wrong and all(name.startswith("Column_") for name in explainer.engineered_features):
             explainer.engineered_features = model
             notes.append("the explainer numbers its features: they bear the names that the model's featurizer gives")
@@ -242,13 +248,15 @@ def _match_outputs(result: Artifacts, explainer: Explainer, teacher: Teacher, no
     if classes is None:
         if outputs > 1:
             raise ArtifactError(
-                f"The model is a regression, but the explainer has {outputs} outputs. They do not belong together."
+                f"The model is a regression, but the explainer has {outputs} outputs. They do not belong together: "
+                "pass the explainer that was made for this very model."
             )
         return result
     if outputs == 1:
         if len(classes) > 2 and explainer.kind != "opaque":
             raise ArtifactError(
-                f"The model has {len(classes)} classes, but the explainer has one output. They do not belong together."
+                f"The model has {len(classes)} classes, but the explainer has one output. They do not belong together: "
+                "pass the explainer that was made for this very model."
             )
         link = explainer.link
         if link == "identity" and len(classes) == 2:

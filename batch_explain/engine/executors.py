@@ -20,6 +20,7 @@ from batch_explain.storage.receipts import Receipt
 
 _WINDOW = 4  # tasks submitted ahead, for each worker
 _CONNECT_SECONDS = 20
+_SILENT = logging.CRITICAL + 1  # distributed logs a connection that is lost on the way out as critical
 # native libraries stay on one thread: the engine owns the cores
 _WORKER_ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -126,14 +127,15 @@ class ClusterExecutor(Executor):
                         processes=True,
                         memory_limit=0,
                         dashboard_address=":0" if _has_dashboard() else None,
-                        silence_logs=logging.CRITICAL,
+                        silence_logs=_SILENT,
                     )
                 stack.enter_context(cluster)
                 self._client = stack.enter_context(Client(cluster))
             else:
                 try:
                     self._client = stack.enter_context(Client(self._address, timeout=_CONNECT_SECONDS))
-                except (OSError, TimeoutError, ValueError) as error:
+                # TypeError: tls:// without certificates
+                except (OSError, TimeoutError, ValueError, TypeError) as error:
                     raise _unreachable(self._address, error) from error
                 self.workers = sum(self._client.nthreads().values())
                 if not self.workers:
@@ -255,7 +257,7 @@ def _quiet_distributed() -> Iterator[None]:
     """Dask's own log lines are for its developers; ours say what a user needs."""
     logger = logging.getLogger("distributed")
     level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    logger.setLevel(_SILENT)
     try:
         yield
     finally:

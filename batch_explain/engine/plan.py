@@ -413,7 +413,8 @@ def _require(
             elif engineered:
                 cure = "Without --model the input must hold the engineered features by name: pass the --model too."
             raise InputError(
-                f"{len(missing)} {what}{'s' * (len(missing) > 1)} missing from {file.path}: {_some(missing)}"
+                f"{len(missing)} {what if len(missing) == 1 else what.replace('column', 'columns', 1)} "
+                f"{'is' if len(missing) == 1 else 'are'} missing from {file.path}: {_some(missing)}"
                 f"{' (' + ', '.join(hints) + ')' if hints else ''}. {cure}"
             )
         counted = [name for name in names if have.count(name) > 1] if len(present) < len(have) else []

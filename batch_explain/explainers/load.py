@@ -81,6 +81,8 @@ def _from_object(source: Any, where: str) -> Explainer:
     if "Booster" in names and hasattr(source, "model_to_string"):
         return TreeExplainer(source)
     if "LGBMModel" in names:
+        if not hasattr(source, "booster_"):
+            raise ArtifactError(f"{where} holds a {type(source).__name__} that is not fitted. Fit it, then save it.")
         return TreeExplainer(source.booster_, surrogate_classes=_classes(source))
     if not callable(getattr(source, "explain", None)):
         raise ArtifactError(

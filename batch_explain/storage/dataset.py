@@ -69,6 +69,8 @@ def discover(url: str) -> list[InputFile]:
             f"There is no parquet file in {place}. Name a parquet file, a folder that holds some (names that begin "
             "with '_' or '.' are not data), or a glob such as 'folder/*.parquet'."
         )
+    if unnamed := [path for path in paths if not path.isascii() and path != path.encode("utf-8", "replace").decode()]:
+        raise InputError(f"The name of the file {unnamed[0]!r} is not UTF-8. Rename it.")
     root = dataset_root(url)
     prefix = root.path.rstrip("/") + "/"
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
@@ -116,14 +118,13 @@ def _is_hidden(path: str) -> bool:
 def _read_footer(place: Location, path: str) -> InputFile:
     try:
         with place.open() as stream:
+            parquet = pq.ParquetFile(stream)
+            metadata, schema = parquet.metadata, parquet.schema_arrow
             size = stream.seek(0, 2)
             stream.seek(max(0, size - 8))
             footer_bytes = int.from_bytes(stream.read(8)[:4], "little") + 8
             stream.seek(max(0, size - footer_bytes))
             digest = hashlib.sha256(f"{size}:".encode() + stream.read())
-            stream.seek(0)
-            parquet = pq.ParquetFile(stream)
-            metadata, schema = parquet.metadata, parquet.schema_arrow
     except (OSError, pa.ArrowException) as error:
         raise InputError(
             f"The file {place} is not a readable parquet file: {_first_line(error)}. Write it again, move it out of "

@@ -27,8 +27,13 @@ class Location:
     def _resolved(self) -> tuple[Any, str]:
         try:
             fs, path = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
-            raise InputError(f"The place {mask_secrets(self.url)} cannot be reached: {error}.") from error
+        except Exception as error:
+            # a protocol that is not there, or one that connects at once and raises what it likes
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise InputError(
+                f"The place {mask_secrets(self.url)} cannot be reached: {reason}. Check the address, and that the "
+                "package for its protocol is installed."
+            ) from error
         return fs, path.rstrip("/") or path
 
     def __reduce__(self) -> tuple[Any, ...]:

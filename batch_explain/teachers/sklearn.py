@@ -19,7 +19,7 @@ class SklearnTeacher:
     """A scikit-learn ``Pipeline`` (all steps but the last featurize), or an estimator on engineered features."""
 
     def __init__(self, model: Any, raw_features: Sequence[str] | None) -> None:
-        if not hasattr(model, "predict"):
+        if isinstance(model, type) or not hasattr(model, "predict"):
             raise ArtifactError(
                 f"The model is a {type(model).__name__}, which has no predict. Pass the fitted pipeline that automated "
                 "ML or scikit-learn made."
@@ -31,6 +31,11 @@ class SklearnTeacher:
             self._featurizer = model[:-1] if len(model.steps) > 1 else None
         self.kind = f"scikit-learn {type(model).__name__} ({type(self._estimator).__name__})"
         self.task = "classification" if is_classifier(self._estimator) else "regression"
+        if self.task == "classification" and not hasattr(model, "classes_"):
+            raise ArtifactError(
+                f"The model is a {type(model).__name__} that is not fitted: it has no classes_. Pass the fitted "
+                "pipeline."
+            )
         self.classes = tuple(np.asarray(model.classes_).tolist()) if self.task == "classification" else None
         self.has_probabilities = self.classes is not None and hasattr(self._estimator, "predict_proba")
         names = getattr(model, "feature_names_in_", raw_features)
