@@ -170,6 +170,11 @@ CONVERTS: dict[str, tuple[pa.Array, str, list[Any]]] = {
     "date32": (pa.array([date(2020, 7, 1), None]), "datetime64[ns]", [datetime(2020, 7, 1), None]),
     "date64": (pa.array([date(1969, 1, 1)], pa.date64()), "datetime64[ns]", [datetime(1969, 1, 1)]),
     "text_as_date": (pa.array(["2020-07-01", None]), "datetime64[ns]", [datetime(2020, 7, 1), None]),
+    "text_of_mixed_precision": (
+        pa.array(["2020-07-01", "2020-07-01 12:00", "2020-07-01T12:00:00.5", "2020-07-01T12:00:00Z"]),
+        "datetime64[ns]",
+        [datetime(2020, 7, 1), NOON, NOON.replace(microsecond=500_000), NOON],
+    ),
     "text_as_time": (pa.array(["2020-07-01 12:00:00"]), "datetime64[ns]", [NOON]),
     "text_with_zone_as_time": (pa.array(["2020-07-01T14:00:00+02:00"]), "datetime64[ns]", [NOON]),
     "null_as_date": (pa.nulls(1), "datetime64[ns]", [None]),
@@ -260,6 +265,13 @@ REFUSED: dict[str, tuple[pa.Array, str, int, str]] = {
     # dates and times
     "no_date": (pa.array(["2020-07-01", "2020-07-02", "soon"]), "datetime64[ns]", 2, "is 'soon', not a date or time"),
     "no_such_day": (pa.array(["2020-07-01", "2020-02-30"]), "datetime64[ns]", 1, "is '2020-02-30', not a date or time"),
+    "month_or_day": (
+        pa.array(["2020-07-01", "01/02/2020"]),
+        "datetime64[ns]",
+        1,
+        "is '01/02/2020', not a",
+    ),
+    "no_date_but_now": (pa.array(["2020-07-01", "now"]), "datetime64[ns]", 1, "is 'now', not a date or time"),
     "empty_date": (pa.array(["2020-07-01", ""]), "datetime64[ns]", 1, "is '', not a date or time"),
     "epoch_as_text": (pa.array(["2020-07-01", "1577836800000"]), "datetime64[ns]", 1, "is '1577836800000'"),
     "year_9999": (pa.array([None, NOON, datetime(9999, 1, 1)]), "datetime64[ns]", 2, "1678 to 2262"),

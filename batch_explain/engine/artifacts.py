@@ -81,9 +81,10 @@ class Artifacts:
         explainer = load_explainer(options.explainer)
         teacher = None
         if options.model is not None:
-            model = load_pickle(Location(options.model), "model")
+            place = Location(options.model)
+            model = load_pickle(place, "model")
             keep_to_one_thread(model)
-            teacher = teacher_of(model, explainer.raw_features)
+            teacher = teacher_of(model, explainer.raw_features, str(place))
         return match(explainer, teacher)
 
     @property
@@ -222,6 +223,12 @@ def _match_features(explainer: Explainer, teacher: Teacher, notes: list[str]) ->
         if wrong and all(name.startswith("Column_") for name in explainer.engineered_features):
             explainer.engineered_features = model
             notes.append("the explainer numbers its features: they bear the names that the model's featurizer gives")
+        elif wrong:
+            notes.append(
+                f"{len(wrong)} engineered features have another name in the explainer than in the model's featurizer "
+                f"(number {wrong[0]}: '{explainer.engineered_features[wrong[0]]}' and '{model[wrong[0]]}'): they are "
+                "matched by position"
+            )
     elif model is not None:
         explainer.engineered_features = model
         explainer.used = np.arange(len(model))

@@ -14,7 +14,7 @@ from typing import Any
 from batch_explain.engine.artifacts import Artifacts
 from batch_explain.engine.plan import Partition, Plan, read_plan
 from batch_explain.engine.task import Context, run_partition
-from batch_explain.errors import BatchExplainError, InterruptedRunError, mask_secrets
+from batch_explain.errors import BatchExplainError, InterruptedRunError, OptionError, mask_secrets
 from batch_explain.options import RunOptions
 from batch_explain.storage.receipts import Receipt
 
@@ -44,6 +44,9 @@ class Executor(ABC):
 
     def __exit__(self, *exception: object) -> None:  # noqa: B027 - most have nothing to release
         """Release the workers."""
+
+    def load(self) -> None:  # noqa: B027 - threads share what is loaded
+        """Load plan and artifacts on every worker, where that is not done yet; the plan must be stored."""
 
     @abstractmethod
     def run(self, partitions: Sequence[Partition]) -> Iterator[Receipt]:
@@ -139,16 +142,18 @@ class ClusterExecutor(Executor):
                     raise _unreachable(self._address, error) from error
                 self.workers = sum(self._client.nthreads().values())
                 if not self.workers:
-                    raise InterruptedRunError(
+                    raise OptionError(
                         f"The Dask scheduler at {mask_secrets(self._address)} has no workers. Start some with 'dask "
                         f"worker {mask_secrets(self._address)}'."
                     )
             if _has_dashboard():
                 self.dashboard = self._client.dashboard_link
-            # every worker loads now: a package that is missing there is known before the first task
-            self._guard(lambda: self._client.run(load_on_worker, self._plan.options, self._plan.digest))
             self._stack = stack.pop_all()
         return self
+
+    def load(self) -> None:
+        """See :class:`Executor`: a package that is missing on a worker is known before the first task."""
+        self._guard(lambda: self._client.run(load_on_worker, self._plan.options, self._plan.digest))
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
@@ -264,8 +269,8 @@ def _quiet_distributed() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _unreachable(address: str, error: BaseException) -> InterruptedRunError:
-    return InterruptedRunError(
+def _unreachable(address: str, error: BaseException) -> OptionError:
+    return OptionError(
         f"The Dask scheduler at {mask_secrets(address)} cannot be reached: {_first_line(error)}. Check the address, "
         "and that the scheduler runs with the same version of dask and distributed."
     )

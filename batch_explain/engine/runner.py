@@ -1,7 +1,8 @@
 """One run: plan, tasks, finalize."""
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,11 +76,14 @@ def run(options: RunOptions, observers: Sequence[Observer] = ()) -> Run:
     model = artifacts.teacher.kind if artifacts.teacher is not None else "no model"
     emit(ArtifactsLoaded(loaded - started, artifacts.explainer.description, model))
     plan, artifacts = plan_run(options, files, artifacts)
-    claim.take()
-    write_plan(plan)
     planned = time.perf_counter()
     emit(RunPlanned(len(files), plan.rows, len(plan.partitions), str(output)))
     with executor_for(Context(plan, artifacts)) as executor:
+        # only now, with the workers there, is anything written or an earlier run removed
+        claim.take()
+        with _storage_errors(output):
+            write_plan(plan)
+        executor.load()
         ready = time.perf_counter()
         emit(WorkersReady(options.scheduler, executor.workers, executor.dashboard))
         for receipt in executor.run(plan.partitions):
@@ -91,14 +95,21 @@ def run(options: RunOptions, observers: Sequence[Observer] = ()) -> Run:
         "start_workers": ready - planned,
         "explain": explained - ready,
     }
-    try:
+    with _storage_errors(output):
         finalize(plan, artifacts, timings)
-    except OSError as error:
-        raise InterruptedRunError(
-            f"The run could not be closed: {error}. Check {output} and start the run again with --overwrite."
-        ) from error
     emit(RunFinished(plan.rows, time.perf_counter() - started, str(output)))
     return open_run(options.output)
+
+
+@contextlib.contextmanager
+def _storage_errors(output: Location) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InterruptedRunError(
+            f"The run's own files could not be written: {error}. Check {output} and start the run again with "
+            "--overwrite."
+        ) from error
 
 
 def plan_run(options: RunOptions, files: Sequence[InputFile], artifacts: Artifacts) -> tuple[Plan, Artifacts]:

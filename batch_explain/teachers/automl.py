@@ -16,6 +16,7 @@ from batch_explain.teachers.columns import Column
 
 FEATURIZER_STEP = "datatransformer"
 FORECASTING_STEP = "timeseriestransformer"
+_KNOWN_KINDS = set("iufbMO")  # others, such as categories, are passed on as they are read
 _FILL_NULLS = {"SimpleImputer", "ImputationMarker"}
 
 
@@ -81,7 +82,7 @@ class AutoMLTeacher:
             for name, dtype in trained.items()
         }
         return tuple(
-            Column(name, dtype if isinstance(dtype, np.dtype) else None, imputes_null=name in imputing)
+            Column(name, dtype if getattr(dtype, "kind", "") in _KNOWN_KINDS else None, imputes_null=name in imputing)
             for name, dtype in trained.items()
         )
 

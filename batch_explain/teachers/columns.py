@@ -132,10 +132,10 @@ def to_frame(table: pa.Table, columns: Sequence[Column]) -> tuple[pd.DataFrame, 
         if column.dtype is None:
             data[column.name] = as_read[column.name]  # type: ignore[index]
             continue
-        values = _flat(table[column.name])
-        if column.dtype.kind in "iu" and column.imputes_null and values.null_count:
-            imputed[column.name] = values.null_count
-        data[column.name] = _CONVERTERS[column.dtype.kind](column, values)
+        found = _CONVERTERS[column.dtype.kind](column, _flat(table[column.name]))
+        if column.dtype.kind in "iu" and column.imputes_null and (missing := int(np.isnan(found).sum())):
+            imputed[column.name] = missing
+        data[column.name] = found
     return pd.DataFrame(data, columns=[column.name for column in columns], copy=False), imputed
 
 
@@ -265,13 +265,7 @@ def _to_bool(column: Column, values: pa.Array) -> np.ndarray:
 
 def _to_datetime(column: Column, values: pa.Array) -> np.ndarray:
     if kind_of(values.type) == "text":
-        texts = pd.Series(values.to_pylist(), dtype=object)
-        parsed = pd.to_datetime(texts, errors="coerce", utc=True)
-        wrong = parsed.isna().to_numpy() & texts.notna().to_numpy()
-        if wrong.any():
-            row = int(wrong.argmax())
-            raise BadValueError(column.name, row, f"is {texts[row]!r}, not a date or time")
-        return np.asarray(parsed.dt.tz_localize(None).to_numpy(dtype="datetime64[ns]"))
+        values = _moments_of_text(column, _trimmed(values))
     try:
         moments = values.cast(pa.timestamp("ns", getattr(values.type, "tz", None)))
     except pa.ArrowInvalid:
@@ -282,6 +276,28 @@ def _to_datetime(column: Column, values: pa.Array) -> np.ndarray:
             column.name, row, "is outside the years 1678 to 2262, which is all that pandas can hold"
         ) from None
     return np.asarray(moments.cast(pa.timestamp("ns")).to_numpy(zero_copy_only=False))
+
+
+def _moments_of_text(column: Column, texts: pa.Array) -> pa.Array:
+    """ISO 8601 only: '01/02/2020' is January to some and February to others, and pandas guesses value by value."""
+    zoned = pc.match_substring_regex(texts, r"(?i)\d(z|[+-]\d\d(:?\d\d)?)$")
+    zoned = pc.and_(pc.fill_null(zoned, False), pc.match_substring_regex(pc.fill_null(texts, ""), "[Tt ]"))
+    for unit in ("ns", "us"):  # microseconds reach beyond the years that nanoseconds can hold
+        with contextlib.suppress(pa.ArrowInvalid):
+            plain = pc.if_else(zoned, None, texts).cast(pa.timestamp(unit))
+            utc = pc.if_else(zoned, texts, None).cast(pa.timestamp(unit, "UTC")).cast(pa.timestamp(unit))
+            return pc.coalesce(plain, utc)
+    if len(texts) == 1:
+        raise BadValueError(
+            column.name, 0, f"is {texts[0].as_py()!r}, not a date or time as ISO 8601 writes it (2020-12-31 23:59:59)"
+        )
+    # halves, down to the first guilty value
+    middle = len(texts) // 2
+    _moments_of_text(column, texts.slice(0, middle))
+    try:
+        return _moments_of_text(column, texts.slice(middle))
+    except BadValueError as error:
+        raise BadValueError(column.name, middle + error.row, error.reason) from None
 
 
 def _to_text(column: Column, values: pa.Array) -> np.ndarray:

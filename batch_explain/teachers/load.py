@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from batch_explain.errors import ArtifactError
 from batch_explain.teachers.base import Teacher
 
 
-def teacher_of(model: Any, raw_features: Sequence[str] | None) -> Teacher:
+def teacher_of(model: Any, raw_features: Sequence[str] | None, where: str) -> Teacher:
     """Wrap a fitted model.
 
     Parameters
@@ -15,6 +16,8 @@ def teacher_of(model: Any, raw_features: Sequence[str] | None) -> Teacher:
         What ``model.pkl`` held.
     raw_features : sequence of str or None
         The explainer's raw features, for models that do not record their columns.
+    where : str
+        Where the model came from, for messages.
 
     Raises
     ------
@@ -24,6 +27,7 @@ def teacher_of(model: Any, raw_features: Sequence[str] | None) -> Teacher:
     from batch_explain.teachers.automl import AutoMLTeacher, is_automl
     from batch_explain.teachers.sklearn import SklearnTeacher
 
-    if is_automl(model):
-        return AutoMLTeacher(model, raw_features)
-    return SklearnTeacher(model, raw_features)
+    try:
+        return AutoMLTeacher(model, raw_features) if is_automl(model) else SklearnTeacher(model, raw_features)
+    except ArtifactError as error:
+        raise ArtifactError(f"{where}: {error}") from error
