@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 import batch_explain
-from batch_explain.errors import BatchExplainError, InterruptedRunError, OptionError, mask_secrets
+from batch_explain.errors import BatchExplainError, InterruptedRunError, OptionError, OutputRefusedError, mask_secrets
 
 if TYPE_CHECKING:
     from batch_explain.events import Observer
@@ -99,7 +99,12 @@ def demo(folder: str, rows: int, quiet: bool | None, log_format: str | None, **g
 
         if not quiet:
             click.echo(f"making {rows:,} rows, a model and an explainer in {folder} …", err=True)
-        paths = make_demo(folder, rows=rows)
+        try:
+            paths = make_demo(folder, rows=rows)
+        except OSError as error:
+            raise OutputRefusedError(
+                f"The demo cannot be made in {folder}: {error}. Choose another --folder."
+            ) from error
         with _observers(bool(quiet), log_format or "text") as observers:
             return batch_explain.explain_dataset(
                 input=paths.input,

@@ -19,12 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from batch_explain.errors import OutputRefusedError
+
 if TYPE_CHECKING:
     import pandas as pd
 
 ID_COLUMN = "customer_id"
 
 # column: {value: (share of the rows, what it adds to the log-odds of subscribing)}
+_MARKER = "made-by-batch-explain-demo.txt"
+
 _CATEGORIES = {
     "job": {
         "admin": (0.24, 0.1),
@@ -260,7 +264,14 @@ def make_demo(folder: str | os.PathLike[str], *, rows: int = 200_000) -> DemoPat
     ------
     RuntimeError
         If the surrogate came out without a single split: every importance would be 0.
+    OutputRefusedError
+        If the folder holds anything but an earlier demo.
     """
+    marker = Path(folder) / _MARKER
+    if Path(folder).is_dir() and any(Path(folder).iterdir()) and not marker.exists():
+        raise OutputRefusedError(f"The folder {folder} is not empty and no demo made it. Choose another by --folder.")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    marker.write_text("Made by 'batch-explain demo', which may overwrite it.\n")
     data = Path(folder) / "input"
     make_bank_dataset(data, rows=rows)
     model, explainer = (train_automl if automl_available() else train_sklearn)(folder)

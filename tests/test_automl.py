@@ -25,6 +25,8 @@ KINDS = [
     "stack_binary",
     "linear_regression",
     "kernel_regression",
+    "kernel_binary",
+    "kernel_multiclass",
     "transformations_binary",
     "probability_multiclass",
     "labelled_multiclass",
@@ -84,7 +86,7 @@ def test_values_are_the_sdks_on_every_scheduler(
 ) -> None:
     """Three kinds, one pool after the other: workers change their artifacts when the run changes."""
     where = request.getfixturevalue("cluster") if scheduler == "cluster" else scheduler
-    for kind in ("binary", "dense_multiclass", "linear_regression") if scheduler != "processes" else ("binary",):
+    for kind in ("binary", "dense_multiclass", "linear_regression"):
         run = run_kind(automl(kind), tmp_path / kind, scheduler=where, workers=2, partition_rows=300)
         assert_is_the_sdks(run, oracle(kind))
 

@@ -546,8 +546,9 @@ def answer(result: Any) -> tuple[int, str]:
 def test_a_scheduler_that_is_not_there(address: str, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executors, "_CONNECT_SECONDS", 0.5)
     place.options["scheduler"] = address
+    before = place.snapshot()
     case = Case("", 2, (f"scheduler at {address} cannot be reached", "Check the address"))
-    assert_refused(place, case, *answer(run(place)), {})
+    assert_refused(place, case, *answer(run(place)), before)
 
 
 def test_an_unneeded_column_may_be_anything(place: Place) -> None:

@@ -304,7 +304,7 @@ class TestImputedIntegers:
             (pa.array([1, None, 3, None]), [1.0, None, 3.0, None], 2),
             (pa.array([1, 3]), [1.0, 3.0], 0),
             (pa.array([1.0, None]), [1.0, None], 1),
-            (pa.array([1.0, float("nan")]), [1.0, None], 0),
+            (pa.array([1.0, float("nan")]), [1.0, None], 1),
             (pa.array(["1", None]), [1.0, None], 1),
             (pa.array([Decimal("1.00"), None]), [1.0, None], 1),
             (pa.nulls(3), [None] * 3, 3),

@@ -122,16 +122,16 @@ def test_without_a_model_the_input_is_engineered(scheduler: str, engineered: Eng
     assert run.info["features"]["identically_zero"] == never_split
 
 
-def test_workers_that_do_not_share_the_output_are_told(cluster: str, small: Small, rows: Path, tmp_path: Path) -> None:
+def test_workers_that_do_not_share_the_output_are_told(small: Small, rows: Path, tmp_path: Path) -> None:
     """A worker that reads another plan than the run's does not write into it."""
-    from batch_explain.engine.executors import load_on_worker
+    from batch_explain.engine.executors import run_on_worker
 
     explain(small, rows, tmp_path / "out", scheduler="sync")
     options = RunOptions.create(
         input=rows, model=small.model, explainer=small.explainer, output=tmp_path / "out", scheduler="sync"
     )
     with pytest.raises(InterruptedRunError, match="not the one of this run"):
-        load_on_worker(options, "another plan's digest")
+        run_on_worker(options, "another plan's digest", 0)
 
 
 def test_plan_can_be_read_back(small: Small, rows: Path, tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def test_a_run_is_recorded_as_it_was(engineered: Engineered, tmp_path: Path) -> 
         assert (len(content), hashlib.sha256(content).hexdigest()) == (entry["bytes"], entry["sha256"])
     named = {entry["path"] for entry in run.info["files"]} | {"run.json", "_SUCCESS"}
     written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert {path for path in written if not path.startswith("_run/receipts/")} == named
+    assert written == named
     success = json.loads((tmp_path / "out/_SUCCESS").read_bytes())
     assert success["run.json"] == hashlib.sha256((tmp_path / "out/run.json").read_bytes()).hexdigest()
     part = pq.ParquetFile(tmp_path / "out/engineered/part-00000.parquet")

@@ -1,18 +1,19 @@
 """Model and explainer, loaded, matched to each other, and applied to batches."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from batch_explain.errors import ArtifactError, OptionError
-from batch_explain.explainers.base import Explainer, apply_map, combine_maps
+from batch_explain.explainers.base import Explainer, Matrix, apply_map, as_matrix, combine_maps
 from batch_explain.explainers.load import load_explainer
 from batch_explain.explainers.pickles import load_pickle
+from batch_explain.explainers.tree import DENSE_COLUMNS
 from batch_explain.options import TABLES, RunOptions
 from batch_explain.storage.filesystems import Location
-from batch_explain.teachers.base import Matrix, Predictions, Teacher
+from batch_explain.teachers.base import Predictions, Teacher
 from batch_explain.teachers.columns import Column, to_frame, to_matrix
 from batch_explain.teachers.load import teacher_of
 from batch_explain.teachers.threads import keep_to_one_thread
@@ -58,16 +59,17 @@ class Artifacts:
         The teacher's label for each class that the surrogate knows; None for regression and without a teacher.
     link : str
         From the surrogate's margins to predictions.
-    notes : tuple of str
-        Decisions made while matching.
+    feature_notes, output_notes : tuple of str
+        Decisions made while matching features, and while naming outputs.
     """
 
     explainer: Explainer
     teacher: Teacher | None
-    labels: tuple[str, ...] | None
-    surrogate_labels: tuple[Any, ...] | None
-    link: str
-    notes: tuple[str, ...] = field(default=())
+    labels: tuple[str, ...] | None = None
+    surrogate_labels: tuple[Any, ...] | None = None
+    link: str = "unknown"
+    feature_notes: tuple[str, ...] = ()
+    output_notes: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, options: RunOptions) -> "Artifacts":
@@ -86,6 +88,11 @@ class Artifacts:
             keep_to_one_thread(model)
             teacher = teacher_of(model, explainer.raw_features, str(place))
         return match(explainer, teacher)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """All decisions, for ``run.json``."""
+        return (*self.explainer.notes, *self.feature_notes, *self.output_notes)
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -115,8 +122,9 @@ class Artifacts:
     def row_bytes(self) -> int:
         """Estimate of the memory that one row's importances take while they are computed and written."""
         explainer = self.explainer
-        raw = len(explainer.raw_features or ())
-        return 8 * explainer.n_outputs * (3 * len(explainer.used) + 2 * raw + 1)
+        width, raw = len(explainer.engineered_features), len(explainer.raw_features or ())
+        whole = width + 1 if width <= DENSE_COLUMNS else 0  # LightGBM answers dense rows for all columns
+        return 8 * (explainer.n_outputs * (3 * len(explainer.used) + 2 * raw + whole) + whole + 1)
 
     def tables(self, asked: tuple[str, ...] | None) -> tuple[str, ...]:
         """The tables that will be written.
@@ -164,8 +172,9 @@ class Artifacts:
                 predictions = None if self.teacher is None else self.teacher.predict_raw(frame)
             else:
                 assert self.teacher is not None
-                matrix = self.teacher.featurize(frame)
-                predictions = self.teacher.predict(matrix)
+                featurized = self.teacher.featurize(frame)
+                predictions = self.teacher.predict(featurized)
+                matrix = as_matrix(featurized)
         if table.num_rows:
             self.explainer.learn(matrix[:1])
         found = self.explainer.explain_used(matrix)
@@ -184,16 +193,29 @@ def match(explainer: Explainer, teacher: Teacher | None) -> Artifacts:
     ArtifactError
         If they do not.
     """
-    if teacher is None:
-        labels = _numbered(explainer.n_outputs, explainer.surrogate_classes)
-        return Artifacts(explainer, None, labels, None, explainer.link, explainer.notes)
     notes: list[str] = []
-    if not explainer.featurizes:
+    if teacher is not None and not explainer.featurizes:
         _match_features(explainer, teacher, notes)
         if explainer.feature_map is None:
             _borrow_map(explainer, teacher, notes)
-    result = Artifacts(explainer, teacher, None, None, explainer.link)
-    return replace(_match_outputs(result, explainer, teacher, notes), notes=(*explainer.notes, *notes))
+    return name_outputs(Artifacts(explainer, teacher, feature_notes=tuple(notes)))
+
+
+def name_outputs(artifacts: Artifacts) -> Artifacts:
+    """Name the outputs; again after the explainer has learned their number from a first row.
+
+    Raises
+    ------
+    ArtifactError
+        If their number does not fit the model's classes.
+    """
+    explainer, teacher = artifacts.explainer, artifacts.teacher
+    artifacts = replace(artifacts, link=explainer.link, output_notes=())
+    if explainer.learns_from_rows and explainer.kind == "opaque":
+        return artifacts
+    if teacher is None:
+        return replace(artifacts, labels=_numbered(explainer.n_outputs, explainer.surrogate_classes))
+    return _match_outputs(artifacts, explainer, teacher)
 
 
 def _match_features(explainer: Explainer, teacher: Teacher, notes: list[str]) -> None:
@@ -248,9 +270,7 @@ def _borrow_map(explainer: Explainer, teacher: Teacher, notes: list[str]) -> Non
         notes.append("the explainer has no feature map: the raw importances use the one of the model's featurizer")
 
 
-def _match_outputs(result: Artifacts, explainer: Explainer, teacher: Teacher, notes: list[str]) -> Artifacts:
-    if explainer.learns_from_rows and explainer.kind == "opaque":
-        return result  # the number of outputs is known after the first row: see ``with_learned_outputs``
+def _match_outputs(result: Artifacts, explainer: Explainer, teacher: Teacher) -> Artifacts:
     classes, outputs = teacher.classes, explainer.n_outputs
     if classes is None:
         if outputs > 1:
@@ -265,32 +285,21 @@ def _match_outputs(result: Artifacts, explainer: Explainer, teacher: Teacher, no
                 f"The model has {len(classes)} classes, but the explainer has one output. They do not belong together: "
                 "pass the explainer that was made for this very model."
             )
-        link = explainer.link
-        if link == "identity" and len(classes) == 2:
-            link = "sigmoid"
-            notes.append("the surrogate's margin is taken as the logit of the second class (fidelity)")
-        return replace(result, surrogate_labels=classes, link=link)
+        if explainer.link == "identity" and len(classes) == 2:
+            note = "the surrogate's margin is taken as the logit of the second class (fidelity)"
+            return replace(result, surrogate_labels=classes, link="sigmoid", output_notes=(note,))
+        return replace(result, surrogate_labels=classes)
     surrogate = explainer.surrogate_classes
     if outputs == len(classes):
         return replace(result, labels=_distinct(classes), surrogate_labels=classes)
     if surrogate is not None and all(isinstance(i, int) and 0 <= i < len(classes) for i in surrogate):
         seen = tuple(classes[i] for i in surrogate)
-        notes.append(
-            f"the surrogate knows {len(seen)} of the model's {len(classes)} classes: the others have no output"
-        )
-        return replace(result, labels=_distinct(seen), surrogate_labels=seen)
+        note = f"the surrogate knows {len(seen)} of the model's {len(classes)} classes: the others have no output"
+        return replace(result, labels=_distinct(seen), surrogate_labels=seen, output_notes=(note,))
     raise ArtifactError(
         f"The model has {len(classes)} classes, but the explainer has {outputs} outputs. They do not belong together: "
         "pass the explainer that was made for this very model."
     )
-
-
-def with_learned_outputs(artifacts: Artifacts) -> Artifacts:
-    """Name the outputs again after the explainer has learned them from a first row."""
-    if artifacts.teacher is None:
-        labels = _numbered(artifacts.explainer.n_outputs, artifacts.explainer.surrogate_classes)
-        return replace(artifacts, labels=labels, notes=artifacts.explainer.notes)
-    return match(artifacts.explainer, artifacts.teacher)
 
 
 def _numbered(outputs: int, classes: tuple[Any, ...] | None) -> tuple[str, ...] | None:

@@ -6,20 +6,24 @@ import itertools
 import logging
 import os
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
-from batch_explain.engine.artifacts import Artifacts
-from batch_explain.engine.plan import Partition, Plan, read_plan
+from threadpoolctl import threadpool_limits
+
+from batch_explain.engine.artifacts import Artifacts, name_outputs
+from batch_explain.engine.plan import Partition, Plan, artifact_digests, read_plan
 from batch_explain.engine.task import Context, run_partition
-from batch_explain.errors import BatchExplainError, InterruptedRunError, OptionError, mask_secrets
+from batch_explain.errors import ArtifactError, BatchExplainError, InterruptedRunError, OptionError, mask_secrets
 from batch_explain.options import RunOptions
 from batch_explain.storage.receipts import Receipt
 
 _WINDOW = 4  # tasks submitted ahead, for each worker
 _CONNECT_SECONDS = 20
+_POLL_SECONDS, _DESERTED_POLLS = 10, 5
 _SILENT = logging.CRITICAL + 1  # distributed logs a connection that is lost on the way out as critical
 # native libraries stay on one thread: the engine owns the cores
 _WORKER_ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -57,7 +61,7 @@ def executor_for(context: Context) -> Executor:
     """The executor that the options ask for."""
     plan = context.plan
     options = plan.options
-    wanted = min(options.workers or len(os.sched_getaffinity(0)), len(plan.partitions))
+    wanted = min(options.workers or _cores(), len(plan.partitions))
     if options.scheduler == "sync" or (options.scheduler == "processes" and wanted == 1):
         return SyncExecutor(context)
     if options.scheduler == "threads":
@@ -129,7 +133,7 @@ class ClusterExecutor(Executor):
                         threads_per_worker=1,
                         processes=True,
                         memory_limit=0,
-                        dashboard_address=":0" if _has_dashboard() else None,
+                        dashboard_address="127.0.0.1:0",  # any free port: 8787 may be taken
                         silence_logs=_SILENT,
                     )
                 stack.enter_context(cluster)
@@ -152,24 +156,42 @@ class ClusterExecutor(Executor):
         return self
 
     def load(self) -> None:
-        """See :class:`Executor`: a package that is missing on a worker is known before the first task."""
-        self._guard(lambda: self._client.run(load_on_worker, self._plan.options, self._plan.digest))
+        """See :class:`Executor`: what is missing on a worker is known before anything is written."""
+        self._guard(lambda: self._client.run(load_on_worker, self._plan.options, self._artifact_key))
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
+    @property
+    def _artifact_key(self) -> tuple[tuple[str, str], ...]:
+        return tuple(sorted(self._plan.artifacts.items()))
+
     def run(self, partitions: Sequence[Partition]) -> Iterator[Receipt]:
         """See :class:`Executor`."""
-        from distributed import as_completed
-
-        digest = self._plan.digest
+        submit = functools.partial(self._submit, self._plan.digest)
         waiting = iter(partitions)
-        submit = functools.partial(self._submit, digest)
-        completed = as_completed([submit(p) for p in itertools.islice(waiting, self.workers * _WINDOW)])
-        for future in completed:
-            yield self._guard(future.result)
-            for partition in itertools.islice(waiting, 1):
-                completed.add(submit(partition))
+        running = {submit(partition) for partition in itertools.islice(waiting, self.workers * _WINDOW)}
+        while running:
+            done = self._guard(functools.partial(self._finished, running))
+            running -= done
+            for future in done:
+                yield self._guard(future.result)
+                running |= {submit(partition) for partition in itertools.islice(waiting, 1)}
+
+    def _finished(self, running: set[Any]) -> set[Any]:
+        """Wait for any task; give up when the cluster has had no workers for a while."""
+        import distributed
+
+        deserted = 0
+        while True:
+            with contextlib.suppress(TimeoutError, distributed.TimeoutError):
+                found: set[Any] = distributed.wait(running, timeout=_POLL_SECONDS, return_when="FIRST_COMPLETED").done
+                return found
+            deserted = 0 if self._client.nthreads() else deserted + 1
+            if deserted > _DESERTED_POLLS:
+                raise InterruptedRunError(
+                    "The Dask cluster has no workers left. Start some, and start the run again with --overwrite."
+                )
 
     def _guard(self, call: Callable[[], Any]) -> Any:
         """Call, and say what to do where the cluster itself fails."""
@@ -203,9 +225,10 @@ def run_on_worker(options: RunOptions, digest: str, index: int) -> Receipt:
     return run_partition(context, context.plan.partitions[index])
 
 
-def load_on_worker(options: RunOptions, digest: str) -> None:
-    """Load plan and artifacts in a worker process."""
-    _worker_context(options, digest)
+def load_on_worker(options: RunOptions, artifact_key: tuple[tuple[str, str], ...]) -> None:
+    """Load the artifacts in a worker process."""
+    with _LOADING:
+        _load_artifacts(options, artifact_key)
 
 
 _LOADING = threading.Lock()
@@ -217,15 +240,39 @@ def _worker_context(options: RunOptions, digest: str) -> Context:
 
 
 @functools.lru_cache(maxsize=1)
+def _load_artifacts(options: RunOptions, artifact_key: tuple[tuple[str, str], ...]) -> tuple[Artifacts, float]:
+    """Artifacts, once a process, and when; they must be the very files that were planned with."""
+    found = artifact_digests(options)
+    if changed := [name for name, digest in artifact_key if found.get(name) != digest]:
+        raise ArtifactError(
+            f"The {' and the '.join(changed)} that a worker finds is not the one that the run was planned with: it was "
+            "replaced, or the worker has another copy. Start the run again with the same files everywhere."
+        )
+    threadpool_limits(1, user_api="blas")  # for the life of the worker: tasks run one after the other in it
+    return Artifacts.load(options), time.time()
+
+
+@functools.lru_cache(maxsize=1)
 def _load_context(options: RunOptions, digest: str) -> Context:
-    plan = read_plan(options)
-    if plan.digest != digest:
+    try:
+        plan = read_plan(options)
+    except FileNotFoundError:
+        plan = None
+    if plan is None or plan.digest != digest:
         raise InterruptedRunError(
             f"The plan in {options.output} is not the one of this run: two runs write to the same place, or the "
             "workers do not share its filesystem. Give each run its own output on storage that all workers reach."
         )
-    artifacts = Artifacts.load(options)
-    return Context(plan, artifacts)
+    artifacts, loaded_at = _load_artifacts(options, tuple(sorted(plan.artifacts.items())))
+    artifacts.explainer.take_learned(plan.learned)
+    return Context(plan, name_outputs(artifacts), loaded_at)
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _has_dashboard() -> bool:

@@ -10,12 +10,13 @@ import pyarrow.parquet as pq
 
 import batch_explain
 from batch_explain.engine.artifacts import Artifacts
-from batch_explain.engine.plan import PLAN_FILE, Plan, map_digest
+from batch_explain.engine.plan import Plan, map_digest
 from batch_explain.engine.task import ADDITIVITY_TOLERANCE, peak_rss_bytes, read_partial
 from batch_explain.errors import IntegrityError, mask_secrets
 from batch_explain.storage.atomic import FileRecord, NewFile, sha256_of, write_json
 from batch_explain.storage.filesystems import Location
-from batch_explain.storage.receipts import Receipt, read_receipt
+from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE
+from batch_explain.storage.receipts import Receipt, read_receipt, receipt_path
 from batch_explain.summary import fidelity
 from batch_explain.summary.moments import Moments, summary_table
 
@@ -47,11 +48,12 @@ def finalize(plan: Plan, artifacts: Artifacts, timings: dict[str, float]) -> dic
         If a receipt is missing, or rows in are not rows explained.
     """
     output = Location(plan.options.output)
-    receipts = [_receipt(output, partition.index) for partition in plan.partitions]
+    receipts = [_receipt(output, plan, partition.index) for partition in plan.partitions]
     _count_rows(plan, receipts)
     files = [record for receipt in receipts for record in receipt.files]
     files += [receipt.partial for receipt in receipts]
-    files.append(_record(output, PLAN_FILE))
+    files += [_record(output, receipt_path(receipt.index)) for receipt in receipts]
+    files += [_record(output, path) for path in (PLAN_FILE, RUN_ID_FILE)]
     if artifacts.explainer.feature_map is not None:
         files.append(_write_feature_map(output, artifacts))
     files += _write_summaries(plan, artifacts, output)
@@ -61,9 +63,9 @@ def finalize(plan: Plan, artifacts: Artifacts, timings: dict[str, float]) -> dic
     return content
 
 
-def _receipt(output: Location, index: int) -> Receipt:
+def _receipt(output: Location, plan: Plan, index: int) -> Receipt:
     receipt = read_receipt(output, index)
-    if receipt is None:
+    if receipt is None or receipt.run_id != plan.run_id:
         raise IntegrityError(
             f"Partition {index} has no receipt: it was not finished. Start the run again with --overwrite."
         )

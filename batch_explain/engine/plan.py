@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,14 +17,14 @@ import pyarrow as pa
 from batch_explain.engine.artifacts import Artifacts
 from batch_explain.errors import InputError, OptionError, mask_secrets
 from batch_explain.options import RunOptions
-from batch_explain.storage.atomic import sha256_of, write_json
+from batch_explain.storage.atomic import new_file, sha256_of, write_json
 from batch_explain.storage.dataset import InputFile, dataset_root, hive_keys, hive_types
 from batch_explain.storage.filesystems import Location
+from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE
 from batch_explain.storage.tables import SOURCE_IDS, TableSpec, importance_folder
 from batch_explain.teachers.columns import Column, conversion_note, kind_of, type_problem
 
 VERSION = 1
-PLAN_FILE = "_run/plan.json"
 
 # Features that no tree splits on are written as columns of zeros while there are at most so many of them: the table's
 # schema then stays the same when a retrained surrogate uses others. Beyond it they are only named in run.json.
@@ -72,6 +73,10 @@ class Plan:
         Positions of the engineered features that have a column, and of those that can be other than zero.
     batch_rows : int
         Rows of a batch: ``--batch-rows``, or fewer where rows are wide.
+    learned : dict
+        What the explainer learned from the first row.
+    run_id : str
+        Another one for every run, so that no task, receipt or part of an earlier run is taken for this one's.
     artifacts : dict
         ``model`` and ``explainer`` -> SHA-256.
     decisions : tuple of str
@@ -88,6 +93,8 @@ class Plan:
     written: np.ndarray
     used: np.ndarray
     batch_rows: int
+    learned: dict[str, Any]
+    run_id: str
     artifacts: dict[str, str]
     decisions: tuple[str, ...]
 
@@ -123,6 +130,8 @@ class Plan:
             "written": self.written.tolist(),
             "used": self.used.tolist(),
             "batch_rows": self.batch_rows,
+            "learned": self.learned,
+            "run_id": self.run_id,
             "tables": {
                 level: [
                     {
@@ -195,6 +204,8 @@ class Plan:
             written=np.array(content["written"], dtype=np.int64),
             used=np.array(content["used"], dtype=np.int64),
             batch_rows=content["batch_rows"],
+            learned=content["learned"],
+            run_id=content["run_id"],
             artifacts=content["artifacts"],
             decisions=tuple(content["decisions"]),
         )
@@ -206,8 +217,11 @@ class Plan:
 
 
 def write_plan(plan: Plan) -> None:
-    """Store the plan in the run's folder."""
-    write_json(Location(plan.options.output), PLAN_FILE, plan.to_json())
+    """Store the plan in the run's folder, and the run's id, which tasks compare before they finish."""
+    output = Location(plan.options.output)
+    write_json(output, PLAN_FILE, plan.to_json())
+    with new_file(output, RUN_ID_FILE) as stream:
+        stream.write(plan.run_id.encode())
 
 
 def read_plan(options: RunOptions) -> Plan:
@@ -215,7 +229,9 @@ def read_plan(options: RunOptions) -> Plan:
     return Plan.from_json(json.loads(Location(options.output).join(PLAN_FILE).read_bytes()), options)
 
 
-def make_plan(options: RunOptions, files: Sequence[InputFile], artifacts: Artifacts, prediction: pa.DataType) -> Plan:
+def make_plan(
+    options: RunOptions, files: Sequence[InputFile], artifacts: Artifacts, prediction: pa.DataType | None
+) -> Plan:
     """Check the dataset against the artifacts and cut it into partitions.
 
     Parameters
@@ -224,8 +240,9 @@ def make_plan(options: RunOptions, files: Sequence[InputFile], artifacts: Artifa
     files : sequence of InputFile
         From :func:`batch_explain.storage.dataset.discover`.
     artifacts : Artifacts
-    prediction : pyarrow.DataType
-        Type of the prediction column.
+    prediction : pyarrow.DataType or None
+        Type of the prediction column. None: a plan without tables, for a look at the first row, after which the type
+        and the outputs are known.
 
     Raises
     ------
@@ -258,20 +275,26 @@ def make_plan(options: RunOptions, files: Sequence[InputFile], artifacts: Artifa
         options=options,
         files=tuple(files),
         partitions=tuple(cut(files, options.partition_rows, options.limit)),
-        tables=_tables(artifacts, levels, ids, written, prediction=prediction, stored=_STORED[options.dtype]),
+        tables={}
+        if prediction is None
+        else _tables(artifacts, levels, ids, written, prediction=prediction, stored=_STORED[options.dtype]),
         ids=options.id_columns,
         hive=keys,
         model_columns=tuple(dict(options.columns_map).get(c.name, c.name) for c in artifacts.columns),
         written=written,
         used=artifacts.explainer.used,
         batch_rows=batch_rows,
-        artifacts={
-            name: sha256_of(Location(path))
-            for name, path in (("model", options.model), ("explainer", options.explainer))
-            if path is not None
-        },
+        learned=artifacts.explainer.learned(),
+        run_id=uuid.uuid4().hex,
+        artifacts={} if prediction is None else artifact_digests(options),
         decisions=tuple(decisions),
     )
+
+
+def artifact_digests(options: RunOptions) -> dict[str, str]:
+    """``model`` and ``explainer`` -> SHA-256 of the file."""
+    given = (("model", options.model), ("explainer", options.explainer))
+    return {name: sha256_of(Location(path)) for name, path in given if path is not None}
 
 
 def cut(files: Sequence[InputFile], partition_rows: int, limit: int | None = None) -> list[Partition]:
@@ -284,6 +307,8 @@ def cut(files: Sequence[InputFile], partition_rows: int, limit: int | None = Non
     for file in files:
         for start, stop in _ranges(file.row_groups, partition_rows):
             stop = min(stop, start + left)
+            if not left:
+                return partitions
             if stop > start:
                 partitions.append(Partition(len(partitions), file, start, stop))
                 left -= stop - start

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from threadpoolctl import threadpool_limits
 
-from batch_explain.engine.artifacts import Artifacts, with_learned_outputs
+from batch_explain.engine.artifacts import Artifacts, name_outputs
 from batch_explain.engine.executors import executor_for
 from batch_explain.engine.finalize import finalize
-from batch_explain.engine.output import claim_output
-from batch_explain.engine.plan import Plan, cut, make_plan, write_plan
+from batch_explain.engine.plan import Partition, Plan, make_plan, write_plan
 from batch_explain.engine.task import Context, explain_rows
 from batch_explain.errors import InputError, InterruptedRunError
 from batch_explain.events import (
@@ -28,6 +28,7 @@ from batch_explain.options import RunOptions
 from batch_explain.results import Run, open_run
 from batch_explain.storage.dataset import InputFile, discover
 from batch_explain.storage.filesystems import Location
+from batch_explain.storage.output import claim_output
 
 
 def explain_dataset(*, observers: Sequence[Observer] = (), **options: Any) -> Run:
@@ -78,12 +79,13 @@ def run(options: RunOptions, observers: Sequence[Observer] = ()) -> Run:
     plan, artifacts = plan_run(options, files, artifacts)
     planned = time.perf_counter()
     emit(RunPlanned(len(files), plan.rows, len(plan.partitions), str(output)))
-    with executor_for(Context(plan, artifacts)) as executor:
-        # only now, with the workers there, is anything written or an earlier run removed
+    # the engine owns the cores; OpenMP is held to one thread where tasks run, because its limit is a thread's own
+    with threadpool_limits(1, user_api="blas"), executor_for(Context(plan, artifacts)) as executor:
+        executor.load()
+        # only now, with the workers ready, is anything written or an earlier run removed
         claim.take()
         with _storage_errors(output):
             write_plan(plan)
-        executor.load()
         ready = time.perf_counter()
         emit(WorkersReady(options.scheduler, executor.workers, executor.dashboard))
         for receipt in executor.run(plan.partitions):
@@ -129,19 +131,18 @@ def plan_run(options: RunOptions, files: Sequence[InputFile], artifacts: Artifac
     InputError, OptionError, ArtifactError, BadDataError
         Whatever can be known before the work.
     """
-    first = next((part for part in cut(files, 1, 1) if part.rows), None)
-    if first is None:
-        if artifacts.explainer.learns_from_rows:
-            raise InputError(
-                "The dataset has no rows, and this kind of explainer does not record its features and outputs: they "
-                "are learned from a first row. Pass a dataset with rows."
-            )
-        return make_plan(options, files, artifacts, _prediction_type(artifacts, None)), artifacts
-    provisional = make_plan(options, files, artifacts, _prediction_type(artifacts, None))
-    batch = explain_rows(Context(provisional, artifacts), first)
-    artifacts = with_learned_outputs(artifacts)
-    found = None if batch.predictions is None else batch.predictions.prediction
-    return make_plan(options, files, artifacts, _prediction_type(artifacts, found)), artifacts
+    first = next((file for file in files if file.rows), None)
+    predicted = None
+    if first is not None:
+        batch = explain_rows(Context(make_plan(options, files, artifacts, None), artifacts), Partition(0, first, 0, 1))
+        artifacts = name_outputs(artifacts)
+        predicted = None if batch.predictions is None else batch.predictions.prediction
+    elif artifacts.explainer.learns_from_rows:
+        raise InputError(
+            "The dataset has no rows, and this kind of explainer does not record its features and outputs: they are "
+            "learned from a first row. Pass a dataset with rows."
+        )
+    return make_plan(options, files, artifacts, _prediction_type(artifacts, predicted)), artifacts
 
 
 def _prediction_type(artifacts: Artifacts, first: np.ndarray | None) -> pa.DataType:

@@ -19,6 +19,7 @@ from batch_explain.errors import BadDataError, BatchExplainError, IntegrityError
 from batch_explain.storage.atomic import FileRecord, NewFile
 from batch_explain.storage.dataset import read_batches
 from batch_explain.storage.filesystems import Location
+from batch_explain.storage.output import RUN_ID_FILE
 from batch_explain.storage.receipts import Receipt, write_receipt
 from batch_explain.storage.tables import PartWriter, part_name
 from batch_explain.summary import fidelity
@@ -43,6 +44,7 @@ class Context:
 class _Tally:
     """What a partition adds up from its batches."""
 
+    read: int = 0
     rows: int = 0
     moments: dict[str, Moments] = field(default_factory=dict)
     followed: fidelity.Fidelity | None = None
@@ -70,10 +72,11 @@ def run_partition(context: Context, partition: Partition) -> Receipt:
     tables = [spec for specs in plan.tables.values() for spec in specs]
     try:
         with (
-            threadpool_limits(1),
+            threadpool_limits(1, user_api="openmp"),
             PartWriter(output, tables, partition.index, plan.options.pyarrow_compression) as writer,
         ):
             for table, first in _batches(plan, partition):
+                tally.read += table.num_rows
                 batch = _explain(context, table, partition, first)
                 _count(tally, context, batch, partition, first)
                 _write(writer, plan, table, batch, partition, first)
@@ -82,36 +85,45 @@ def run_partition(context: Context, partition: Partition) -> Receipt:
                     f"Rows {partition.start} to {partition.stop} of {partition.file.path} gave {tally.rows} rows "
                     f"instead of {partition.rows}. The file was changed during the run: start the run again."
                 )
+            _still_ours(output, plan)
             files = writer.commit()
             partial = _write_partial(output, partition.index, tally)
+            receipt = Receipt(
+                index=partition.index,
+                run_id=plan.run_id,
+                rows_in=tally.read,
+                rows_explained=tally.rows,
+                files=tuple(files),
+                partial=partial,
+                statistics={
+                    "fidelity": fidelity.to_json(tally.followed),
+                    "additivity_residual": tally.residual,
+                    "additivity_rows": tally.checked,
+                    "imputed": tally.imputed,
+                },
+                worker={
+                    "host": platform.node(),
+                    "pid": os.getpid(),
+                    "artifacts_loaded_at": context.loaded_at,
+                    "seconds": round(time.perf_counter() - started, 4),
+                    "peak_rss_bytes": peak_rss_bytes(),
+                },
+            )
+            write_receipt(output, receipt)
     except (OSError, MemoryError) as error:
         raise InterruptedRunError(
             f"Rows {partition.start} to {partition.stop} of {partition.file.path} could not be finished: "
             f"{type(error).__name__}: {error}. Free space or memory, check {output}, and start the run again with "
             "--overwrite."
         ) from error
-    receipt = Receipt(
-        index=partition.index,
-        rows_in=partition.rows,
-        rows_explained=tally.rows,
-        files=tuple(files),
-        partial=partial,
-        statistics={
-            "fidelity": fidelity.to_json(tally.followed),
-            "additivity_residual": tally.residual,
-            "additivity_rows": tally.checked,
-            "imputed": tally.imputed,
-        },
-        worker={
-            "host": platform.node(),
-            "pid": os.getpid(),
-            "artifacts_loaded_at": context.loaded_at,
-            "seconds": round(time.perf_counter() - started, 4),
-            "peak_rss_bytes": peak_rss_bytes(),
-        },
-    )
-    write_receipt(output, receipt)
     return receipt
+
+
+def _still_ours(output: Location, plan: Plan) -> None:
+    """A task that outlived its run (a signal, a lost client) must not write into the next one."""
+    place = output.join(RUN_ID_FILE)
+    if not place.exists() or place.read_bytes() != plan.run_id.encode():
+        raise InterruptedRunError(f"Another run has taken the output {output}. Give each run its own output.")
 
 
 def explain_rows(context: Context, partition: Partition) -> Batch:

@@ -114,9 +114,9 @@ class Explainer(ABC):
 
     def featurize(self, frame: pd.DataFrame) -> Matrix:
         """Raw frame -> engineered matrix, by the ``transformations`` it was made with."""
-        if self.raw_features is not None:
-            # its feature map follows the first frame's column order
-            frame = frame[list(self.raw_features)]
+        if self.raw_features is None:
+            self.raw_features = tuple(str(name) for name in frame.columns)
+        frame = frame[list(self.raw_features)]  # its feature map follows the first frame's column order
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # building the map from the first row warns about names and sparsity
             return as_matrix(self.data_mapper.transform(frame))
@@ -125,6 +125,13 @@ class Explainer(ABC):
         """Learn from one engineered row what the artifact itself does not record."""
         if self.featurizes and self.feature_map is None:
             self.set_feature_map(combine_maps([self.data_mapper.feature_map]))
+
+    def learned(self) -> dict[str, Any]:
+        """What :meth:`learn` found and other processes must not learn anew from other rows; JSON."""
+        return {}
+
+    def take_learned(self, state: dict[str, Any]) -> None:  # noqa: B027 - most learn nothing
+        """Take what another process learned."""
 
     def set_feature_map(self, weights: sp.csr_matrix) -> None:
         """Take a normalised feature map, shape (raw, engineered).

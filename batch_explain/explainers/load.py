@@ -14,6 +14,7 @@ from batch_explain.explainers.opaque import OpaqueExplainer
 from batch_explain.explainers.pickles import load_pickle
 from batch_explain.explainers.tree import TreeExplainer
 from batch_explain.storage.filesystems import Location
+from batch_explain.teachers.threads import keep_to_one_thread
 
 _MODEL_TEXT = (b"tree\n", b"tree\r\n")
 
@@ -89,6 +90,7 @@ def _from_object(source: Any, where: str) -> Explainer:
             f"{where} holds a {type(source).__name__}, which is no explainer: it has no explain(). Pass the "
             "scoring_explainer.pkl that azureml-interpret saved (and the fitted pipeline as the model)."
         )
+    keep_to_one_thread(getattr(source, "_model", None))
     explainer = _adapter(source)(source)
     raw = getattr(source, "_raw_features", None)
     explainer.raw_features = tuple(str(name) for name in raw) if raw is not None else None

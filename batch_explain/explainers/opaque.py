@@ -88,6 +88,24 @@ class OpaqueExplainer(Explainer):
         super().learn(first_row)
         self._learned = True
 
+    def learned(self) -> dict[str, Any]:
+        """Names, expected values, and whether two mirrored outputs are written as one."""
+        if not self._learned:
+            return {}
+        return {
+            "features": list(self.engineered_features),
+            "expected_values": [None if np.isnan(value) else value for value in self.expected_values.tolist()],
+            "collapse": self._collapse,
+        }
+
+    def take_learned(self, state: dict[str, Any]) -> None:
+        """Take what the planning process learned: every worker must write the same outputs."""
+        if state:
+            self.engineered_features = tuple(state["features"])
+            self.used = np.arange(len(self.engineered_features))
+            self.expected_values = np.array(state["expected_values"], dtype=np.float64)
+            self._collapse, self._learned = state["collapse"], True
+
     def explain_used(self, engineered: Matrix) -> UsedValues:
         """See :meth:`Explainer.explain_used`."""
         if engineered.shape[0] == 0:

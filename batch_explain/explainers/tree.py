@@ -11,7 +11,7 @@ from batch_explain.errors import ArtifactError
 from batch_explain.explainers.base import Explainer, Matrix, UsedValues, dense
 
 # Below this width a sparse batch is made dense: LightGBM's sparse contributions go through a hash map per row.
-_DENSE_COLUMNS = 1_000
+DENSE_COLUMNS = 1_000
 
 
 class TreeExplainer(Explainer):
@@ -101,7 +101,7 @@ class TreeExplainer(Explainer):
         result = np.empty((self._outputs, len(kept), rows))
         if rows == 0:
             return result
-        if sp.issparse(engineered) and self._width <= _DENSE_COLUMNS:
+        if sp.issparse(engineered) and self._width <= DENSE_COLUMNS:
             engineered = dense(engineered)
         found = self._booster.predict(engineered, pred_contrib=True, num_iteration=iterations, num_threads=1)
         if isinstance(found, np.ndarray):

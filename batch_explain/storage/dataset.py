@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import BinaryIO
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -120,11 +121,7 @@ def _read_footer(place: Location, path: str) -> InputFile:
         with place.open() as stream:
             parquet = pq.ParquetFile(stream)
             metadata, schema = parquet.metadata, parquet.schema_arrow
-            size = stream.seek(0, 2)
-            stream.seek(max(0, size - 8))
-            footer_bytes = int.from_bytes(stream.read(8)[:4], "little") + 8
-            stream.seek(max(0, size - footer_bytes))
-            digest = hashlib.sha256(f"{size}:".encode() + stream.read())
+            size, fingerprint = _fingerprint(stream)
     except (OSError, pa.ArrowException) as error:
         raise InputError(
             f"The file {place} is not a readable parquet file: {_first_line(error)}. Write it again, move it out of "
@@ -136,10 +133,19 @@ def _read_footer(place: Location, path: str) -> InputFile:
         bytes=size,
         rows=metadata.num_rows,
         row_groups=tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)),
-        fingerprint=digest.hexdigest(),
+        fingerprint=fingerprint,
         schema=schema.remove_metadata(),
         hive=hive_keys(path),
     )
+
+
+def _fingerprint(stream: BinaryIO) -> tuple[int, str]:
+    """Size, and SHA-256 over size and footer."""
+    size = stream.seek(0, 2)
+    stream.seek(max(0, size - 8))
+    footer_bytes = int.from_bytes(stream.read(8)[:4], "little") + 8
+    stream.seek(max(0, size - footer_bytes))
+    return size, hashlib.sha256(f"{size}:".encode() + stream.read()).hexdigest()
 
 
 def hive_keys(path: str) -> tuple[tuple[str, str | None], ...]:
@@ -192,6 +198,11 @@ def read_batches(file: InputFile, *, start: int, stop: int, columns: list[str], 
     held = 0
     try:
         with Location(file.url).open() as stream:
+            if _fingerprint(stream)[1] != file.fingerprint:
+                raise BadDataError(
+                    f"{file.path} was changed after the run was planned: rows of two versions would be mixed. Start "
+                    "the run again."
+                )
             parquet = pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20)
             # a column named twice or nested must not slip in: select by exact name afterwards
             for batch in parquet.iter_batches(batch_rows, row_groups=groups, columns=columns, use_threads=False):

@@ -65,8 +65,16 @@ class Location:
         return self.at(self.path.rsplit("/", 1)[0] or "/")
 
     def at(self, path: str) -> "Location":
-        """Another path on the same filesystem."""
-        return Location(path if self.is_local else self.fs.unstrip_protocol(path))
+        """Another path on the same filesystem; a URL keeps its host and account."""
+        if self.is_local:
+            return Location(path)
+        below, above = path.removeprefix(self.path + "/"), self.path.removeprefix(path.rstrip("/") + "/")
+        url = self.url.rstrip("/")
+        if below != path:
+            return Location(f"{url}/{below}")
+        if above != self.path and url.endswith(above):
+            return Location(url.removesuffix(above).rstrip("/"))
+        return Location(self.fs.unstrip_protocol(path))
 
     def join(self, *parts: str) -> "Location":
         """A place below this one."""

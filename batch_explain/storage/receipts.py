@@ -21,6 +21,8 @@ class Receipt:
     ----------
     index : int
         The partition's number in the plan.
+    run_id : str
+        The run that it belongs to.
     rows_in, rows_explained : int
         Rows read, and rows written to every table.
     files : tuple of FileRecord
@@ -34,6 +36,7 @@ class Receipt:
     """
 
     index: int
+    run_id: str
     rows_in: int
     rows_explained: int
     files: tuple[FileRecord, ...]
@@ -45,7 +48,7 @@ class Receipt:
 
 def write_receipt(root: Location, receipt: Receipt) -> None:
     """Write a receipt atomically."""
-    write_json(root, _path(receipt.index), dataclasses.asdict(receipt))
+    write_json(root, receipt_path(receipt.index), dataclasses.asdict(receipt))
 
 
 def read_receipt(root: Location, index: int) -> Receipt | None:
@@ -56,7 +59,7 @@ def read_receipt(root: Location, index: int) -> Receipt | None:
     IntegrityError
         If the receipt was written by another version of the format.
     """
-    place = root.join(_path(index))
+    place = root.join(receipt_path(index))
     if not place.exists():
         return None
     content = json.loads(place.read_bytes())
@@ -70,5 +73,6 @@ def read_receipt(root: Location, index: int) -> Receipt | None:
     return Receipt(**content)
 
 
-def _path(index: int) -> str:
+def receipt_path(index: int) -> str:
+    """Where a partition's receipt lies, relative to the run's folder."""
     return f"_run/receipts/{part_name(index)}.json"

@@ -56,7 +56,7 @@ class TableSpec:
 
 
 class PartWriter:
-    """Writes one part of each table; the parts appear together in :meth:`commit`, or never.
+    """Writes one part of each table; each appears whole in :meth:`commit`, or never.
 
     Used as a context manager: leaving it without ``commit`` removes everything that was written.
     """

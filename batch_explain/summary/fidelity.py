@@ -1,6 +1,6 @@
 """How faithfully the surrogate follows the teacher, on the very rows that are explained."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,31 +21,34 @@ class RegressionFidelity:
         Mean of the teacher's predictions, and the sum of squared deviations from it.
     squared_error : float
         Sum of squared differences between margin and prediction.
+    undefined : int
+        Further rows, for which the teacher predicted NaN or infinity.
     """
 
     count: int = 0
     mean: float = 0.0
     m2: float = 0.0
     squared_error: float = 0.0
+    undefined: int = 0
 
     @classmethod
     def of(cls, margins: np.ndarray, prediction: np.ndarray) -> "RegressionFidelity":
         """Fidelity on a batch: margins and predictions of shape (row,)."""
-        if not len(prediction):
-            return cls()
         teacher = prediction.astype(np.float64)
+        finite = np.isfinite(teacher)
+        undefined = len(teacher) - int(finite.sum())
+        teacher, margins = teacher[finite], margins[finite]
+        if not len(teacher):
+            return cls(undefined=undefined)
         mean = float(teacher.mean())
-        return cls(
-            len(teacher),
-            mean,
-            float(np.square(teacher - mean).sum()),
-            float(np.square(teacher - margins).sum()),
-        )
+        spread, error = np.square(teacher - mean).sum(), np.square(teacher - margins).sum()
+        return cls(len(teacher), mean, float(spread), float(error), undefined)
 
     def merge(self, other: "RegressionFidelity") -> "RegressionFidelity":
         """Fidelity on both sets of rows."""
+        undefined = self.undefined + other.undefined
         if not (self.count and other.count):
-            return self if self.count else other
+            return replace(self if self.count else other, undefined=undefined)
         count = self.count + other.count
         delta = other.mean - self.mean
         return RegressionFidelity(
@@ -53,12 +56,13 @@ class RegressionFidelity:
             self.mean + delta * other.count / count,
             self.m2 + other.m2 + delta * delta * self.count * other.count / count,
             self.squared_error + other.squared_error,
+            undefined,
         )
 
     def describe(self) -> dict[str, Any]:
         """For ``run.json``; r2 is None where the teacher's predictions do not vary."""
         r2 = 1 - self.squared_error / self.m2 if self.m2 > 0 else None
-        return {"measure": "r2", "r2": r2, "rows": self.count}
+        return {"measure": "r2", "r2": r2, "rows": self.count, "rows_without_finite_prediction": self.undefined}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from sklearn.pipeline import Pipeline
 
 from batch_explain.errors import ArtifactError, InterruptedRunError
-from batch_explain.teachers.base import Matrix, Predictions, predict_with
+from batch_explain.teachers.base import Predictions, predict_with
 from batch_explain.teachers.columns import Column
 
 FEATURIZER_STEP = "datatransformer"
@@ -82,14 +82,18 @@ class AutoMLTeacher:
             for name, dtype in trained.items()
         }
         return tuple(
-            Column(name, dtype if getattr(dtype, "kind", "") in _KNOWN_KINDS else None, imputes_null=name in imputing)
+            Column(
+                name,
+                dtype if isinstance(dtype, np.dtype) and dtype.kind in _KNOWN_KINDS else None,
+                imputes_null=name in imputing,
+            )
             for name, dtype in trained.items()
         )
 
-    def featurize(self, frame: pd.DataFrame) -> Matrix:
+    def featurize(self, frame: pd.DataFrame) -> Any:
         """Apply the datatransformer; without one, the raw columns are the engineered ones."""
         if self._featurizer is None:
-            return frame.to_numpy(dtype=np.float64)
+            return frame
         engineered = self._featurizer.transform(frame)
         expected = len(self.engineered_features or ())
         if engineered.shape[1] != expected:
@@ -97,11 +101,9 @@ class AutoMLTeacher:
                 f"The AutoML featurizer returned {engineered.shape[1]} columns instead of {expected}: it leaves out "
                 "transformations when the machine is short of memory. Use fewer workers or smaller --batch-rows."
             )
-        if sp.issparse(engineered):
-            return sp.csr_matrix(engineered, dtype=np.float64)
-        return np.asarray(engineered, dtype=np.float64)
+        return engineered
 
-    def predict(self, engineered: Matrix) -> Predictions:
+    def predict(self, engineered: Any) -> Predictions:
         """Run the pipeline's later steps (and its label transformer)."""
         return predict_with(self._estimator, engineered, self.classes)
 

@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
 from batch_explain.teachers.columns import Column
-
-Matrix: TypeAlias = np.ndarray | sp.csr_matrix
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,6 @@ class Teacher(Protocol):
         The raw columns that it needs, in its order.
     engineered_features : tuple of str or None
         Names of the featurizer's output columns; None when the model does not say.
-    imputed : str or None
-        How it is that an integer column's nulls are filled, for ``run.json``.
     """
 
     kind: str
@@ -57,11 +53,11 @@ class Teacher(Protocol):
     columns: tuple[Column, ...]
     engineered_features: tuple[str, ...] | None
 
-    def featurize(self, frame: pd.DataFrame) -> Matrix:
-        """Raw frame -> engineered matrix, shape (row, engineered), float64, csr where the model makes it so."""
+    def featurize(self, frame: pd.DataFrame) -> Any:
+        """Raw frame -> engineered rows, shape (row, engineered), as the model's own featurizer hands them on."""
         ...
 
-    def predict(self, engineered: Matrix) -> Predictions:
+    def predict(self, engineered: Any) -> Predictions:
         """Predict from :meth:`featurize`'s output, exactly as the whole model does from the raw frame."""
         ...
 

@@ -11,7 +11,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
 
 from batch_explain.errors import ArtifactError
-from batch_explain.teachers.base import Matrix, Predictions, predict_with
+from batch_explain.teachers.base import Predictions, predict_with
 from batch_explain.teachers.columns import Column
 
 
@@ -47,19 +47,13 @@ class SklearnTeacher:
         self.columns = tuple(Column(str(name)) for name in names)
         self.engineered_features = _names_out(self._featurizer, [column.name for column in self.columns])
 
-    def featurize(self, frame: pd.DataFrame) -> Matrix:
+    def featurize(self, frame: pd.DataFrame) -> Any:
         """Apply all steps but the last."""
-        engineered = frame if self._featurizer is None else self._featurizer.transform(frame)
-        if sp.issparse(engineered):
-            return sp.csr_matrix(engineered, dtype=np.float64)
-        return np.asarray(engineered, dtype=np.float64)
+        return frame if self._featurizer is None else self._featurizer.transform(frame)
 
-    def predict(self, engineered: Matrix) -> Predictions:
-        """Apply the last step; names are given back to estimators that were fitted with names."""
-        data: Any = engineered
-        if hasattr(self._estimator, "feature_names_in_") and not sp.issparse(engineered):
-            data = pd.DataFrame(engineered, columns=list(self._estimator.feature_names_in_), copy=False)
-        return predict_with(self._estimator, data, self.classes)
+    def predict(self, engineered: Any) -> Predictions:
+        """Apply the last step."""
+        return predict_with(self._estimator, engineered, self.classes)
 
     def predict_raw(self, frame: pd.DataFrame) -> Predictions:
         """Run the whole pipeline."""

@@ -97,6 +97,8 @@ KINDS: dict[str, Kind] = {
     "stack_binary": Kind(frames.mixed, CLASSIFICATION, target=_two, teacher=teachers.stack_pipeline),
     "linear_regression": Kind(frames.numeric, REGRESSION, explainers.linear),
     "kernel_regression": Kind(frames.numeric, REGRESSION, explainers.kernel, rows=100),
+    "kernel_binary": Kind(frames.numeric, CLASSIFICATION, explainers.kernel, target=_two, rows=60),
+    "kernel_multiclass": Kind(frames.numeric, CLASSIFICATION, explainers.kernel, target=_three, rows=60),
     "transformations_binary": Kind(
         frames.mixed,
         CLASSIFICATION,

@@ -77,8 +77,8 @@ def sdk_explain(paths: KindPaths, *, sparse: bool | None = None) -> Oracle:
         return Oracle(
             engineered=_stacked(explainer.explain(given, get_raw=False), paths.outputs),
             raw=_stacked(_explain_raw(explainer, given), paths.outputs),
-            expected_values=_expected_values(explainer, features),
-            margins=_margins(explainer, features),
+            expected_values=_expected_values(explainer, features)[-paths.outputs :],
+            margins=_margins(explainer, features)[-paths.outputs :],
             prediction=np.asarray(model.predict(rows)),
             probabilities=np.asarray(model.predict_proba(rows)) if paths.task == "classification" else None,
             engineered_features=list(explainer.engineered_features),
@@ -115,8 +115,8 @@ def _stacked(values: Any, outputs: int) -> np.ndarray:
     else:
         stacked = np.asarray(values, dtype=np.float64)
         stacked = stacked if stacked.ndim == 3 else stacked[np.newaxis]
-    if outputs == 1 and len(stacked) == 2:  # a linear model of two classes: [-v, v]
-        if not np.array_equal(stacked[0], -stacked[1]):
+    if outputs == 1 and len(stacked) == 2:  # a linear or a kernel explainer of two classes: [-v, v]
+        if not np.allclose(stacked[0], -stacked[1], rtol=0, atol=1e-9):
             raise ValueError("two outputs that are not each other's negative, where one was expected")
         stacked = stacked[1:]
     if len(stacked) != outputs:

@@ -4,11 +4,13 @@ import os
 import uuid
 from dataclasses import dataclass
 
-from batch_explain.engine.plan import PLAN_FILE
 from batch_explain.errors import OutputRefusedError
 from batch_explain.options import RunOptions
 from batch_explain.storage.dataset import dataset_root
 from batch_explain.storage.filesystems import Location
+
+PLAN_FILE = "_run/plan.json"
+RUN_ID_FILE = "_run/id"
 
 _OURS = {
     "_run", "_SUCCESS", "run.json", "feature_map.parquet", "predictions", "engineered", "raw", "summary",
@@ -32,9 +34,18 @@ class Claim:
         """
         fs = self.output.fs
         try:
+            if sorted(_entries(self.output)) != sorted(self.leftovers):
+                raise OutputRefusedError(
+                    f"The output {self.output} changed while this run was being planned: another run has taken it. "
+                    "Give each run its own output."
+                )
             # _SUCCESS first, the plan last: a reader never sees a torn run as a finished one, and a removal that is
             # cut short can be repeated
             for name in sorted(self.leftovers, key=lambda name: (name != "_SUCCESS", name == "_run")):
+                if name == "_run":
+                    for entry in _entries(self.output.join("_run")):
+                        if entry != PLAN_FILE.rsplit("/", 1)[-1]:
+                            fs.rm(self.output.join("_run", entry).path, recursive=True)
                 fs.rm(self.output.join(name).path, recursive=True)
             fs.makedirs(self.output.path, exist_ok=True)
             probe = self.output.join(f".probe-{uuid.uuid4().hex}")
@@ -75,7 +86,7 @@ def claim_output(options: RunOptions) -> Claim:
     if not entries:
         _refuse_unwritable(output)
         return Claim(output, ())
-    foreign = sorted(set(entries) - _OURS)
+    foreign = sorted(name for name in set(entries) - _OURS if not (name.startswith(".") and name.endswith(".tmp")))
     is_run = output.join(PLAN_FILE).exists()
     if not options.overwrite:
         cure = "Choose another place" + (", or pass --overwrite to remove that run." if is_run else ".")
