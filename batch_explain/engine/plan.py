@@ -2,7 +2,6 @@
 
 import base64
 import dataclasses
-import difflib
 import hashlib
 import itertools
 import json
@@ -15,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 
 from batch_explain.engine.artifacts import Artifacts
-from batch_explain.errors import InputError, OptionError, mask_secrets
+from batch_explain.engine.schema import check_columns, id_fields, some_of
+from batch_explain.errors import OptionError, mask_secrets
 from batch_explain.options import RunOptions
 from batch_explain.storage.atomic import new_file, sha256_of, write_json
 from batch_explain.storage.dataset import InputFile, dataset_root, hive_keys, hive_types
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE
-from batch_explain.storage.tables import SOURCE_IDS, TableSpec, importance_folder
-from batch_explain.teachers.columns import Column, conversion_note, kind_of, type_problem
+from batch_explain.storage.tables import TableSpec, importance_folder
 
 VERSION = 1
 
@@ -331,146 +330,6 @@ def _ranges(row_groups: Sequence[int], largest: int) -> list[tuple[int, int]]:
     return ranges
 
 
-def id_fields(options: RunOptions, files: Sequence[InputFile], keys: dict[str, pa.DataType]) -> list[pa.Field]:
-    """Fields of the id columns, first in every table.
-
-    Raises
-    ------
-    InputError
-        If one is missing from a file, or its type differs between files.
-    """
-    if not options.id_columns:
-        return list(SOURCE_IDS)
-    fields = []
-    for name in options.id_columns:
-        _require(options, files, [name], keys, what="id column")
-        types = {keys.get(name) or file.schema.field(name).type for file in files}
-        plain = {t.value_type if pa.types.is_dictionary(t) else t for t in types}
-        if len(plain) > 1:
-            raise InputError(
-                f"The id column '{name}' has different types in different files "
-                f"({', '.join(sorted(map(str, plain)))}). Write the files with one type, or leave it out of "
-                "--id-columns."
-            )
-        fields.append(pa.field(name, plain.pop()))
-    return fields
-
-
-def check_columns(
-    options: RunOptions,
-    files: Sequence[InputFile],
-    columns: Sequence[Column],
-    keys: dict[str, pa.DataType],
-    *,
-    engineered: bool,
-) -> list[str]:
-    """Check every file's columns against what the model needs; return the conversions that will be made.
-
-    Raises
-    ------
-    InputError
-        Naming all columns that are missing, doubled or of a type that cannot become the trained one.
-    OptionError
-        If ``--columns-map`` names a column that the model does not have.
-    """
-    in_file = dict(options.columns_map)
-    if unknown := sorted(set(in_file) - {column.name for column in columns}):
-        raise OptionError(
-            f"--columns-map names {', '.join(map(repr, unknown))}, which the model does not need. It needs "
-            f"{_some([column.name for column in columns])}."
-        )
-    names = [in_file.get(column.name, column.name) for column in columns]
-    _require(options, files, names, keys, what="column that the model needs", engineered=engineered)
-    notes: dict[str, None] = {}
-    schemas: dict[Any, str] = {}
-    for file in files:
-        schemas.setdefault(file.schema, file.path)
-    kinds: dict[str, tuple[str, str]] = {}
-    problems = []
-    for schema, path in schemas.items():
-        for column, name in zip(columns, names, strict=True):
-            found = keys[name] if name in keys else schema.field(name).type
-            problem = type_problem(column, found)
-            if engineered and kind_of(found) not in ("integer", "float", "bool", "null"):
-                problem = f"has type {found}, but engineered features are numbers"
-            if problem:
-                problems.append(f"'{name}' in {path} {problem}")
-                continue
-            if note := conversion_note(column, found):
-                notes[note] = None
-            kind = kind_of(found)
-            first_kind, first_path = kinds.setdefault(name, (kind, path))
-            if column.dtype is None and not engineered and not _may_mix(kind, first_kind):
-                problems.append(f"'{name}' is {first_kind} in {first_path} but {kind} in {path}")
-    if problems:
-        raise InputError(
-            f"{len(problems)} column{'s' * (len(problems) > 1)} cannot become what the model was trained on: "
-            f"{'; '.join(problems[:8])}{'; …' * (len(problems) > 8)}. Write the files with the trained types, or point "
-            "--columns-map at the right column."
-        )
-    return list(notes)
-
-
-def _may_mix(kind: str, other: str) -> bool:
-    """Whether files may hold a column in two families where the model does not say what it was trained on."""
-    return kind == other or "null" in (kind, other) or {kind, other} == {"integer", "float"}
-
-
-def _require(
-    options: RunOptions,
-    files: Sequence[InputFile],
-    names: Sequence[str],
-    keys: dict[str, pa.DataType],
-    *,
-    what: str,
-    engineered: bool = False,
-) -> None:
-    for file in files:
-        have = file.schema.names
-        present = set(have)
-        missing = [name for name in names if name not in present and name not in keys]
-        if missing:
-            close = {name: _closest(name, have) for name in missing[:5]}
-            hints = [f"'{name}' may be '{match}'" for name, match in close.items() if match]
-            cure = "Add them to the files, or name the file's own column by --columns-map MODEL=FILE."
-            if what == "id column":
-                cure = "Name columns that the files have by --id-columns."
-            elif engineered:
-                cure = "Without --model the input must hold the engineered features by name: pass the --model too."
-            raise InputError(
-                f"{len(missing)} {what if len(missing) == 1 else what.replace('column', 'columns', 1)} "
-                f"{'is' if len(missing) == 1 else 'are'} missing from {file.path}: {_some(missing)}"
-                f"{' (' + ', '.join(hints) + ')' if hints else ''}. {cure}"
-            )
-        counted = [name for name in names if have.count(name) > 1] if len(present) < len(have) else []
-        if counted:
-            raise InputError(
-                f"{file.path} has more than one column named {_some(counted)}. Which one is meant cannot be known: "
-                "write the file with distinct names."
-            )
-        if both := [name for name in names if name in keys and name in present]:
-            raise InputError(
-                f"{_some(both)} is a column of {file.path} and a key of its folder as well. Remove one of the two."
-            )
-        if keyless := [name for name in names if name in keys and name not in dict(file.hive)]:
-            raise InputError(
-                f"{file.path} does not lie in a folder '{keyless[0]}=…', as other files of the dataset do. Move it "
-                "there, or leave it out by a glob."
-            )
-
-
-def _closest(name: str, have: Sequence[str]) -> str | None:
-    folded = {other.casefold().strip(): other for other in have}
-    found = difflib.get_close_matches(name.casefold().strip(), folded, n=1, cutoff=0.8)
-    return folded[found[0]] if found else None
-
-
-def _some(names: Sequence[str], most: int = 10) -> str:
-    return ", ".join(f"'{name}'" for name in names[:most]) + (
-        f" and {len(names) - most} more" if len(names) > most else ""
-    )
-
-
 def _written_columns(artifacts: Artifacts) -> np.ndarray:
     features, used = len(artifacts.explainer.engineered_features), artifacts.explainer.used
     return np.arange(features) if features - len(used) <= MAX_ZERO_COLUMNS else used
@@ -525,15 +384,15 @@ def _refuse_collisions(ids: list[pa.Field], names: Sequence[str], level: str) ->
     columns = [field.name for field in ids]
     if both := [name for name in columns if name in set(names)]:
         raise OptionError(
-            f"The id column{'s' * (len(both) > 1)} {_some(both)} would collide with a column of the same name in the "
+            f"The id column{'s' * (len(both) > 1)} {some_of(both)} would collide with a column of the same name in the "
             f"{level} table. Use another id column, or leave --id-columns out: rows are then identified by source_file "
             "and source_row."
         )
     repeated = [name for name, group in itertools.groupby(sorted(names)) if len(list(group)) > 1]
     if repeated:
         raise OptionError(
-            f"The {level} table would have two columns named {_some(repeated)}: the explainer's feature names repeat. "
-            f"Leave '{level}' out of --outputs, or make the explainer with distinct names."
+            f"The {level} table would have two columns named {some_of(repeated)}: the explainer's feature names "
+            f"repeat. Leave '{level}' out of --outputs, or make the explainer with distinct names."
         )
 
 
