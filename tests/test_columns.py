@@ -175,6 +175,11 @@ CONVERTS: dict[str, tuple[pa.Array, str, list[Any]]] = {
         "datetime64[ns]",
         [datetime(2020, 7, 1), NOON, NOON.replace(microsecond=500_000), NOON],
     ),
+    "slice_of_text_as_time": (
+        pa.array(["", "2020-07-01", "2020-07-01T12:00:00Z", None]).slice(1),
+        "datetime64[ns]",
+        [datetime(2020, 7, 1), NOON, None],
+    ),
     "text_as_time": (pa.array(["2020-07-01 12:00:00"]), "datetime64[ns]", [NOON]),
     "text_with_zone_as_time": (pa.array(["2020-07-01T14:00:00+02:00"]), "datetime64[ns]", [NOON]),
     "null_as_date": (pa.nulls(1), "datetime64[ns]", [None]),

@@ -280,17 +280,16 @@ def _to_datetime(column: Column, values: pa.Array) -> np.ndarray:
 
 def _moments_of_text(column: Column, texts: pa.Array) -> pa.Array:
     """ISO 8601 only: '01/02/2020' is January to some and February to others, and pandas guesses value by value."""
-    zoned = pc.match_substring_regex(texts, r"(?i)\d(z|[+-]\d\d(:?\d\d)?)$")
-    zoned = pc.and_(pc.fill_null(zoned, False), pc.match_substring_regex(pc.fill_null(texts, ""), "[Tt ]"))
+    texts = pa.array(texts.to_pylist(), pa.string())  # pyarrow 17's if_else corrupts slices of text
+    zoned = pc.match_substring_regex(pc.fill_null(texts, ""), r"(?i)[T ].*\d(z|[+-]\d\d(:?\d\d)?)$")
     for unit in ("ns", "us"):  # microseconds reach beyond the years that nanoseconds can hold
         with contextlib.suppress(pa.ArrowInvalid):
             plain = pc.if_else(zoned, None, texts).cast(pa.timestamp(unit))
             utc = pc.if_else(zoned, texts, None).cast(pa.timestamp(unit, "UTC")).cast(pa.timestamp(unit))
             return pc.coalesce(plain, utc)
     if len(texts) == 1:
-        raise BadValueError(
-            column.name, 0, f"is {texts[0].as_py()!r}, not a date or time as ISO 8601 writes it (2020-12-31 23:59:59)"
-        )
+        reason = f"is {texts[0].as_py()!r}, not a date or time as ISO 8601 writes it (2020-12-31 23:59:59)"
+        raise BadValueError(column.name, 0, reason)
     # halves, down to the first guilty value
     middle = len(texts) // 2
     _moments_of_text(column, texts.slice(0, middle))
