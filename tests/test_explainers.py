@@ -79,6 +79,15 @@ def test_the_least_explainer(rows: pd.DataFrame) -> None:
     assert np.isnan(found.expected_values).all()
 
 
+def test_an_explainer_without_names_needs_a_model(rows: pd.DataFrame, tmp_path: Path) -> None:
+    joblib.dump(Bare(), tmp_path / "explainer.pkl")
+    rows.to_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(ArtifactError, match="does not name its features"):
+        bx.explain_dataset(
+            input=tmp_path / "rows.parquet", explainer=tmp_path / "explainer.pkl", output=tmp_path / "out"
+        )
+
+
 def test_feature_maps_are_multiplied_and_normalised() -> None:
     first = np.array([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
     second = sp.csr_matrix([[1.0, 0, 0, 0], [0, 2.0, 1.0, 0], [0, 0, 0, 1.0]])

@@ -194,6 +194,12 @@ def match(explainer: Explainer, teacher: Teacher | None) -> Artifacts:
         If they do not.
     """
     notes: list[str] = []
+    names = explainer.raw_features if explainer.featurizes else explainer.engineered_features
+    if teacher is None and not names:
+        raise ArtifactError(
+            "The explainer does not name its features, so the input columns are unknown without a model. Pass the "
+            "--model too, or make the explainer with features."
+        )
     if teacher is not None and not explainer.featurizes:
         _match_features(explainer, teacher, notes)
         if explainer.feature_map is None:
