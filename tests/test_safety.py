@@ -83,19 +83,23 @@ def test_a_run_is_not_removed_for_a_cluster_that_is_not_there(
     assert bx.open_run(tmp_path / "out").info["rows"]["explained"] == 3_000
 
 
-def test_predictions_of_a_float32_pipeline_are_its_own(engineered: Engineered, tmp_path: Path) -> None:
-    """The featurizer's output reaches the estimator as it is: float64 would give other digits."""
-    frame = engineered.frame.fillna(0).astype("float32")
-    model = make_pipeline(StandardScaler(), Ridge()).fit(frame, frame.f0 * 2 + frame.f1)
+def explain_with(model: Any, frame: pd.DataFrame, engineered: Engineered, tmp_path: Path) -> bx.Run:
     joblib.dump(model, tmp_path / "model.pkl")
     frame.to_parquet(tmp_path / "rows.parquet")
-    run = bx.explain_dataset(
+    return bx.explain_dataset(
         input=tmp_path / "rows.parquet",
         model=tmp_path / "model.pkl",
         explainer=engineered.explainer,
         output=tmp_path / "out",
         scheduler="sync",
     )
+
+
+def test_predictions_of_a_float32_pipeline_are_its_own(engineered: Engineered, tmp_path: Path) -> None:
+    """The featurizer's output reaches the estimator as it is: float64 would give other digits."""
+    frame = engineered.frame.fillna(0).astype("float32")
+    model = make_pipeline(StandardScaler(), Ridge()).fit(frame, frame.f0 * 2 + frame.f1)
+    run = explain_with(model, frame, engineered, tmp_path)
     expected = model.predict(frame)
     assert expected.dtype == np.float32
     found = frame_of(run, "predictions").prediction.to_numpy()
@@ -108,16 +112,8 @@ def test_infinite_predictions_are_counted_not_hidden(engineered: Engineered, tmp
     target = np.exp(frame.f0)
     model = TransformedTargetRegressor(LinearRegression(), func=np.log, inverse_func=np.exp).fit(frame, target)
     frame.loc[[5, 7], "f0"] = 1e6
-    joblib.dump(model, tmp_path / "model.pkl")
-    frame.to_parquet(tmp_path / "rows.parquet")
     with np.errstate(over="ignore"):
-        run = bx.explain_dataset(
-            input=tmp_path / "rows.parquet",
-            model=tmp_path / "model.pkl",
-            explainer=engineered.explainer,
-            output=tmp_path / "out",
-            scheduler="sync",
-        )
+        run = explain_with(model, frame, engineered, tmp_path)
     assert np.isinf(frame_of(run, "predictions").prediction[[5, 7]]).all()
     assert run.info["fidelity"]["rows"] == 2_998
     assert run.info["fidelity"]["rows_without_finite_prediction"] == 2

@@ -50,7 +50,7 @@ class Executor(ABC):
         """Release the workers."""
 
     def load(self) -> None:  # noqa: B027 - threads share what is loaded
-        """Load plan and artifacts on every worker, where that is not done yet; the plan must be stored."""
+        """Load the artifacts on every worker, where that is not done yet; nothing is written."""
 
     @abstractmethod
     def run(self, partitions: Sequence[Partition]) -> Iterator[Receipt]:
