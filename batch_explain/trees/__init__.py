@@ -1,0 +1,1 @@
+"""Tree ensembles: one frozen format, and the readers of the formats that others write."""

@@ -1,0 +1,670 @@
+// Exact path-dependent TreeSHAP by pattern tables. Knows only arrays; ../plan.py says what they hold and why.
+//
+// Per block of rows: (1) encode: each column of split thresholds turns values into byte codes; (2) per group, the codes
+// turn into a pattern number for each row; (3) per four features of the group, the row's pattern selects four doubles
+// of a table, which are transposed and added to the features' accumulators; (4) the accumulators go to the results.
+//
+// The generic code below is compiled three times, for baseline x86-64 (or any other CPU), AVX2 and AVX-512. Every row
+// is computed by the same additions and multiplications in the same order (no contraction to fused operations), so the
+// results are identical to the bit, whatever the instruction set, the block, the batch or the number of threads.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace nb = nanobind;
+
+#define INLINE inline __attribute__((always_inline))
+
+namespace {
+
+using f64x4 = double __attribute__((vector_size(32)));
+using f64x4u = double __attribute__((vector_size(32), aligned(8)));
+using i8x32 = int8_t __attribute__((vector_size(32)));
+using i8x32u = int8_t __attribute__((vector_size(32), aligned(1)));
+
+constexpr int LANES = 4;     // features of a quad: doubles that one pattern selects together
+constexpr int TILE = 128;    // rows whose values are encoded at a time
+#ifndef CHUNK_ROWS
+#define CHUNK_ROWS 256
+#endif
+constexpr int CHUNK = CHUNK_ROWS;   // rows that a tree is run over at a time
+// Rows of arrays are this far apart: at equal offsets within a page, a load would wait for the last store to any other
+// array (they look alike to the CPU in their low 12 bits), and all would compete for the same few cache lines.
+constexpr int SUMS = CHUNK + 8, CODES = CHUNK + 32;
+constexpr int MAX_POINTS = 256;  // enough for 512 distinct features on one path
+constexpr double ZERO_THRESHOLD = 1.0000000180025095e-35;  // LightGBM's kZeroThreshold, a float
+
+template <class T>
+using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+// ---- what the arrays of a plan hold (see plan.py: Program) ------------------------------------------------------
+
+struct Columns {  // each turns one feature's value into a byte: the number of its thresholds below the value, minus 128
+  int n;
+  const int32_t *feature;     // position among the used features
+  const int8_t *kind;         // 0 numerical, 1 categorical
+  const int8_t *missing;      // 0 none, 1 zero, 2 NaN
+  const int8_t *default_left;
+  const int64_t *start;       // numerical: thresholds [start, start + count); categorical: bytes of lut
+  const int32_t *count;       // numerical: thresholds; categorical: number of classes
+  const int32_t *lookup;      // categorical: which class table
+  const double *thresholds;
+  const uint8_t *lut;         // class -> byte of predicates
+  const int64_t *class_start; // class tables: [class_start, class_start + class_count)
+  const int64_t *class_count;
+  const int32_t *classes;     // category -> class; 0: not in any set
+};
+
+struct Terms {  // add delta to the pattern where code > threshold or, of a predicate, where code & mask
+  const int32_t *column;
+  const uint8_t *mask;
+  const int8_t *threshold;
+  const uint8_t *delta;
+};
+
+struct Groups {
+  const int64_t *output_start;  // runs of an output
+  const int64_t *run_start;     // groups of a run
+  const int32_t *first_part;
+  const int32_t *terms;         // quadrature points or moments; 0: a direct group, its single part integrated
+  const int32_t *first_plane;   // of a part
+  const int64_t *patterns;      // of a part
+  const int32_t *record;        // of a part: doubles of one pattern (direct: of one pattern and quad)
+  const int32_t *first_slot;    // of a part: its features
+  const int64_t *table;         // of a part: where its doubles begin
+  const int32_t *slot;          // feature of a table column: position among the used features
+  const uint8_t *plane_origin;
+  const int32_t *plane_scale;   // pattern = sum of plane x scale
+  const int64_t *first_term, *first_predicate;  // of a plane: its terms, and those of them that are predicates
+};
+
+struct Input {
+  int64_t rows;                 // of the whole matrix and of the results
+  int64_t begin, end;           // those to explain
+  int features;
+  const double *dense;          // or null
+  int64_t row_stride, column_stride;
+  const int64_t *indptr;        // csr
+  const int32_t *indices;
+  const double *data;
+  const int32_t *position;      // used features: their input column; csr: input column -> used feature or -1
+};
+
+struct Output {
+  int n_outputs;
+  double *engineered;           // (output, used feature, row), or null
+  double *raw;                  // (output, raw feature, row), or null
+  double *margins;              // (output, row)
+  const double *expected;
+  int n_raw;
+  const int64_t *map_indptr;    // csr, (raw, used feature)
+  const int32_t *map_indices;
+  const double *map_data;
+};
+
+// A block of rows is cut into chunks, small enough that the accumulators that one tree adds to stay in the first-level
+// cache; a block is many chunks, so that a tree's tables, once they are in the second-level cache, serve many rows.
+struct Scratch {
+  int64_t chunks;
+  std::vector<double> values;      // (feature, TILE)
+  std::vector<double> sums;        // (chunk, feature, SUMS)
+  std::vector<int8_t> codes;       // (chunk, column, CODES)
+  std::vector<uint32_t> patterns;  // (part of a group, CHUNK)
+
+  double *sums_of(int64_t chunk, int features) { return sums.data() + chunk * features * SUMS; }
+  int8_t *codes_of(int64_t chunk, int columns) { return codes.data() + chunk * columns * CODES; }
+};
+
+// ---- 1. values -> codes -------------------------------------------------------------------------------------------
+
+INLINE void gather_values(const Input &in, int64_t first, int64_t n, double *values) {
+  if (in.dense) {
+    constexpr int64_t STRIP = 16;  // rows that stay in the first-level cache
+    for (int64_t r0 = 0; r0 < n; r0 += STRIP)
+      for (int f = 0; f < in.features; ++f) {
+        const double *from = in.dense + first * in.row_stride + in.position[f] * in.column_stride;
+        double *to = values + f * TILE;
+        for (int64_t r = r0; r < std::min(n, r0 + STRIP); ++r) to[r] = from[r * in.row_stride];
+      }
+    return;
+  }
+  std::fill(values, values + in.features * TILE, 0.0);
+  for (int64_t r = 0; r < n; ++r)
+    for (int64_t i = in.indptr[first + r]; i < in.indptr[first + r + 1]; ++i) {
+      const int32_t f = in.position[in.indices[i]];
+      if (f >= 0) values[f * TILE + r] += in.data[i];  // entries that stand twice add up, as everywhere in scipy
+    }
+}
+
+INLINE void encode_numerical(const Columns &c, int column, const double *values, int8_t *codes) {
+  const double *thresholds = c.thresholds + c.start[column];  // padded by infinities to a power of 2, less 1
+  const int count = c.count[column], missing = c.missing[column];
+  const int32_t when_missing = c.default_left[column] ? 0 : count;
+  double x[TILE];
+  int32_t below[TILE];
+  for (int i = 0; i < TILE; ++i) {
+    const double v = values[i];
+    x[i] = std::fabs(v) > ZERO_THRESHOLD ? v : 0.0;  // NaN is 0 here, and found again below
+    below[i] = 0;
+  }
+  int step = 1;
+  while (step * 2 <= count) step *= 2;
+  for (; step; step /= 2)
+    for (int i = 0; i < TILE; ++i) below[i] += step & -(int32_t)(thresholds[below[i] + step - 1] < x[i]);
+  if (missing == 2)
+    for (int i = 0; i < TILE; ++i) below[i] = values[i] != values[i] ? when_missing : below[i];
+  if (missing == 1)
+    for (int i = 0; i < TILE; ++i) below[i] = x[i] == 0.0 ? when_missing : below[i];
+  for (int i = 0; i < TILE; ++i) codes[i] = (int8_t)(below[i] - 128);
+}
+
+INLINE void classify(const Columns &c, int table, const double *values, int32_t *classes) {
+  const int32_t *of = c.classes + c.class_start[table];
+  const int64_t count = c.class_count[table];
+  for (int i = 0; i < TILE; ++i) {
+    const double v = values[i];
+    // truncated toward zero, so that -0.5 is category 0; NaN, negative and too large: in no set
+    classes[i] = v > -1.0 && v < (double)count ? of[(int64_t)v] : 0;
+  }
+}
+
+INLINE void encode(const Columns &c, const double *values, int8_t *codes) {
+  int classified = -1;
+  int32_t classes[TILE];
+  for (int column = 0; column < c.n; ++column) {
+    const double *of = values + c.feature[column] * TILE;
+    int8_t *to = codes + column * CODES;
+    if (c.kind[column] == 0) {
+      encode_numerical(c, column, of, to);
+      continue;
+    }
+    if (classified != c.lookup[column]) classify(c, classified = c.lookup[column], of, classes);
+    const uint8_t *lut = c.lut + c.start[column];
+    for (int i = 0; i < TILE; ++i) to[i] = (int8_t)lut[classes[i]];
+  }
+}
+
+// ---- 2. codes -> patterns -----------------------------------------------------------------------------------------
+
+// Numbers of the patterns of CHUNK rows, times unit: sums over terms, 128 rows at a time in registers.
+INLINE void form_patterns(const Groups &g, const Terms &t, int part, const int8_t *codes, int rows, uint32_t unit,
+                          uint32_t *patterns) {
+  constexpr int BYTES = 32;
+  for (int plane = g.first_plane[part]; plane < g.first_plane[part + 1]; ++plane) {
+    const uint32_t scale = (uint32_t)g.plane_scale[plane] * unit;
+    const int64_t begin = g.first_term[plane], predicates = g.first_predicate[plane], end = g.first_term[plane + 1];
+    for (int r0 = 0; r0 < rows; r0 += TILE) {
+      i8x32 sum[TILE / BYTES];
+      sum[0] = sum[1] = sum[2] = sum[3] = i8x32{} + (int8_t)g.plane_origin[plane];
+      for (int64_t k = begin; k < predicates; ++k) {
+        const i8x32u *code = (const i8x32u *)(codes + t.column[k] * CODES + r0);
+        const i8x32 threshold = i8x32{} + t.threshold[k], delta = i8x32{} + (int8_t)t.delta[k];
+        sum[0] += (i8x32)(code[0] > threshold) & delta;
+        sum[1] += (i8x32)(code[1] > threshold) & delta;
+        sum[2] += (i8x32)(code[2] > threshold) & delta;
+        sum[3] += (i8x32)(code[3] > threshold) & delta;
+      }
+      for (int64_t k = predicates; k < end; ++k) {
+        const i8x32u *code = (const i8x32u *)(codes + t.column[k] * CODES + r0);
+        const i8x32 mask = i8x32{} + (int8_t)t.mask[k], delta = i8x32{} + (int8_t)t.delta[k];
+        sum[0] += (i8x32)((code[0] & mask) == mask) & delta;
+        sum[1] += (i8x32)((code[1] & mask) == mask) & delta;
+        sum[2] += (i8x32)((code[2] & mask) == mask) & delta;
+        sum[3] += (i8x32)((code[3] & mask) == mask) & delta;
+      }
+      alignas(32) uint8_t bytes[TILE];
+      std::memcpy(bytes, sum, TILE);
+      uint32_t *to = patterns + r0;
+      if (plane > g.first_plane[part])
+        for (int i = 0; i < TILE; ++i) to[i] += bytes[i] * scale;
+      else if (unit == LANES)
+        for (int i = 0; i < TILE; ++i) to[i] = (uint32_t)bytes[i] * LANES;
+      else
+        for (int i = 0; i < TILE; ++i) to[i] = bytes[i] * scale;
+    }
+  }
+}
+
+// ---- 3. patterns -> sums ------------------------------------------------------------------------------------------
+
+template <int WIDTH>
+INLINE void add_transposed(const f64x4 &a, const f64x4 &b, const f64x4 &c, const f64x4 &d, double *const *to, int r) {
+  const f64x4 ab = __builtin_shufflevector(a, b, 0, 4, 2, 6), cd = __builtin_shufflevector(c, d, 0, 4, 2, 6);
+  *(f64x4u *)(to[0] + r) += __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
+  if (WIDTH > 2) *(f64x4u *)(to[2] + r) += __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+  if (WIDTH > 1) {
+    const f64x4 ba = __builtin_shufflevector(a, b, 1, 5, 3, 7), dc = __builtin_shufflevector(c, d, 1, 5, 3, 7);
+    *(f64x4u *)(to[1] + r) += __builtin_shufflevector(ba, dc, 0, 1, 4, 5);
+    if (WIDTH > 3) *(f64x4u *)(to[3] + r) += __builtin_shufflevector(ba, dc, 2, 3, 6, 7);
+  }
+}
+
+template <int WIDTH>
+INLINE void add_quad(const double *table, const uint32_t *patterns, int rows, const int32_t *slot, double *sums) {
+  double *to[WIDTH];
+  for (int i = 0; i < WIDTH; ++i) to[i] = sums + slot[i] * SUMS;
+  for (int r = 0; r < rows; r += LANES) {
+    const f64x4 a = *(const f64x4 *)(table + patterns[r]), b = *(const f64x4 *)(table + patterns[r + 1]);
+    const f64x4 c = *(const f64x4 *)(table + patterns[r + 2]), d = *(const f64x4 *)(table + patterns[r + 3]);
+    add_transposed<WIDTH>(a, b, c, d, to, r);
+  }
+}
+
+INLINE void add_direct(const Groups &g, const double *tables, int part, const uint32_t *patterns, int rows, double *sums) {
+  const double *table = tables + g.table[part];
+  for (int slot = g.first_slot[part]; slot < g.first_slot[part + 1]; slot += LANES) {
+    const int width = g.first_slot[part + 1] - slot;
+    if (width >= 4) add_quad<4>(table, patterns, rows, g.slot + slot, sums);
+    else if (width == 3) add_quad<3>(table, patterns, rows, g.slot + slot, sums);
+    else if (width == 2) add_quad<2>(table, patterns, rows, g.slot + slot, sums);
+    else add_quad<1>(table, patterns, rows, g.slot + slot, sums);
+    table += g.patterns[part] * LANES;
+  }
+}
+
+// One quad of a factored part for four rows: contributions, shape (term, lane), times the factors of the other parts.
+template <int WIDTH>
+INLINE void add_products(const double *const *row, const double *const *factor, int terms, const int32_t *slot,
+                         double *sums, int r) {
+  double *to[WIDTH];
+  for (int i = 0; i < WIDTH; ++i) to[i] = sums + slot[i] * SUMS + r;
+  const double *r0 = row[0], *r1 = row[1], *r2 = row[2], *r3 = row[3];
+  const double *f0 = factor[0], *f1 = factor[1], *f2 = factor[2], *f3 = factor[3];
+  f64x4 a = *(const f64x4 *)r0 * f0[0], b = *(const f64x4 *)r1 * f1[0];
+  f64x4 c = *(const f64x4 *)r2 * f2[0], d = *(const f64x4 *)r3 * f3[0];
+  for (int m = 1; m < terms; ++m) {
+    a += *(const f64x4 *)(r0 + m * LANES) * f0[m];
+    b += *(const f64x4 *)(r1 + m * LANES) * f1[m];
+    c += *(const f64x4 *)(r2 + m * LANES) * f2[m];
+    d += *(const f64x4 *)(r3 + m * LANES) * f3[m];
+  }
+  add_transposed<WIDTH>(a, b, c, d, to, 0);
+}
+
+INLINE void add_part(const Groups &g, int part, const double *const *row, const double *const *factor, int terms,
+                     double *sums, int r) {
+  const double *at[LANES] = {row[0], row[1], row[2], row[3]};
+  const int last = g.first_slot[part + 1];
+  for (int slot = g.first_slot[part]; slot < last; slot += LANES) {
+    const int width = last - slot;
+    if (width >= 4) add_products<4>(at, factor, terms, g.slot + slot, sums, r);
+    else if (width == 3) add_products<3>(at, factor, terms, g.slot + slot, sums, r);
+    else if (width == 2) add_products<2>(at, factor, terms, g.slot + slot, sums, r);
+    else add_products<1>(at, factor, terms, g.slot + slot, sums, r);
+    for (int i = 0; i < LANES; ++i) at[i] += terms * LANES;
+  }
+}
+
+// Two parts: each one's contributions, times the other's products. A record of a part's table, one for each pattern, is
+// (padded term) products, then (quad, term, lane) contributions.
+INLINE void add_two_parts(const Groups &g, const double *tables, int part, int terms, const uint32_t *patterns, int rows,
+                          double *sums) {
+  const int padded = (terms + LANES - 1) / LANES * LANES;
+  const double *first = tables + g.table[part], *second = tables + g.table[part + 1];
+  for (int r = 0; r < rows; r += LANES) {
+    const double *one[LANES], *two[LANES], *one_row[LANES], *two_row[LANES];
+    for (int i = 0; i < LANES; ++i) {
+      one[i] = first + patterns[r + i];
+      two[i] = second + patterns[CHUNK + r + i];
+      one_row[i] = one[i] + padded;
+      two_row[i] = two[i] + padded;
+    }
+    add_part(g, part, one_row, two, terms, sums, r);
+    add_part(g, part + 1, two_row, one, terms, sums, r);
+  }
+}
+
+// Any number of parts: the products of all others are formed first, at each quadrature point.
+INLINE void add_many_parts(const Groups &g, const double *tables, int first, int last, int terms,
+                           const uint32_t *patterns, int rows, double *sums) {
+  const int padded = (terms + LANES - 1) / LANES * LANES;
+  alignas(32) double rest[LANES * MAX_POINTS];
+  for (int r = 0; r < rows; r += LANES)
+    for (int part = first; part < last; ++part) {
+      const double *row[LANES], *factor[LANES];
+      for (int i = 0; i < LANES; ++i) {
+        row[i] = tables + g.table[part] + patterns[(part - first) * CHUNK + r + i] + padded;
+        factor[i] = rest + i * padded;
+        for (int p = 0; p < padded; p += LANES) {
+          f64x4 product = f64x4{} + 1.0;
+          for (int other = first; other < last; ++other)
+            if (other != part) product *= *(const f64x4 *)(tables + g.table[other] + patterns[(other - first) * CHUNK + r + i] + p);
+          *(f64x4 *)(rest + i * padded + p) = product;
+        }
+      }
+      add_part(g, part, row, factor, terms, sums, r);
+    }
+}
+
+// ---- 4. sums -> results -------------------------------------------------------------------------------------------
+
+INLINE void store(const Input &in, const Output &out, int o, int64_t first, int64_t n, const double *sums) {
+  double *margin = out.margins + o * in.rows + first;
+  for (int64_t r = 0; r < n; ++r) margin[r] = out.expected[o];
+  for (int f = 0; f < in.features; ++f) {
+    const double *sum = sums + f * SUMS;
+    for (int64_t r = 0; r < n; ++r) margin[r] += sum[r];
+    if (out.engineered)
+      std::memcpy(out.engineered + ((int64_t)o * in.features + f) * in.rows + first, sum, n * sizeof(double));
+  }
+  if (!out.raw) return;
+  for (int j = 0; j < out.n_raw; ++j) {
+    double *raw = out.raw + ((int64_t)o * out.n_raw + j) * in.rows + first;
+    for (int64_t r = 0; r < n; ++r) raw[r] = 0.0;
+    for (int64_t k = out.map_indptr[j]; k < out.map_indptr[j + 1]; ++k) {
+      const double *sum = sums + out.map_indices[k] * SUMS;
+      const double weight = out.map_data[k];
+      for (int64_t r = 0; r < n; ++r) raw[r] += weight * sum[r];
+    }
+  }
+}
+
+// While a tree is run over the chunks, the next tree's tables come into the second-level cache, a share for each chunk.
+INLINE void prefetch(const double *tables, const Groups &g, int64_t run, int64_t chunk, int64_t chunks) {
+  constexpr int64_t LINE = 8;  // doubles
+  const int64_t from = g.table[g.first_part[g.run_start[run]]], to = g.table[g.first_part[g.run_start[run + 1]]];
+  const int64_t share = (to - from) / chunks + LINE;
+  for (int64_t at = from + chunk * share; at < std::min(to, from + (chunk + 1) * share); at += LINE)
+    __builtin_prefetch(tables + at, 0, 2);
+}
+
+INLINE void explain_rows(const Columns &c, const Terms &t, const Groups &g, const double *tables, const Input &in,
+                         const Output &out, Scratch &s) {
+  for (int64_t first = in.begin; first < in.end; first += s.chunks * CHUNK) {
+    const int64_t left = in.end - first, chunks = std::min(s.chunks, (left + CHUNK - 1) / CHUNK);
+    for (int64_t r = 0; r < std::min(left, s.chunks * CHUNK); r += TILE) {
+      gather_values(in, first + r, std::min<int64_t>(left - r, TILE), s.values.data());
+      encode(c, s.values.data(), s.codes_of(r / CHUNK, c.n) + r % CHUNK);
+    }
+    for (int o = 0; o < out.n_outputs; ++o) {
+      std::fill(s.sums.begin(), s.sums.end(), 0.0);
+      for (int64_t run = g.output_start[o]; run < g.output_start[o + 1]; ++run)
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+          // rows beyond the last one are computed up to a tile and not stored
+          const int rows = (int)std::min<int64_t>((left - chunk * CHUNK + TILE - 1) / TILE * TILE, CHUNK);
+          const int8_t *codes = s.codes_of(chunk, c.n);
+          double *sums = s.sums_of(chunk, in.features);
+          prefetch(tables, g, run + 1, chunk, chunks);
+          for (int64_t group = g.run_start[run]; group < g.run_start[run + 1]; ++group) {
+            const int p0 = g.first_part[group], p1 = g.first_part[group + 1];
+            for (int part = p0; part < p1; ++part)
+              form_patterns(g, t, part, codes, rows, (uint32_t)g.record[part], s.patterns.data() + (part - p0) * CHUNK);
+            const int terms = g.terms[group];
+            if (terms == 0) add_direct(g, tables, p0, s.patterns.data(), rows, sums);
+            else if (p1 - p0 == 2) add_two_parts(g, tables, p0, terms, s.patterns.data(), rows, sums);
+            else add_many_parts(g, tables, p0, p1, terms, s.patterns.data(), rows, sums);
+          }
+        }
+      for (int64_t chunk = 0; chunk < chunks; ++chunk)
+        store(in, out, o, first + chunk * CHUNK, std::min<int64_t>(left - chunk * CHUNK, CHUNK),
+              s.sums_of(chunk, in.features));
+    }
+  }
+}
+
+// ---- the same code for each instruction set -----------------------------------------------------------------------
+
+using Explain = void (*)(const Columns &, const Terms &, const Groups &, const double *, const Input &, const Output &,
+                         Scratch &);
+
+void explain_baseline(const Columns &c, const Terms &t, const Groups &g, const double *tables, const Input &in,
+                      const Output &out, Scratch &s) {
+  explain_rows(c, t, g, tables, in, out, s);
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) void explain_avx2(const Columns &c, const Terms &t, const Groups &g,
+                                                  const double *tables, const Input &in, const Output &out,
+                                                  Scratch &s) {
+  explain_rows(c, t, g, tables, in, out, s);
+}
+
+__attribute__((target("avx2,avx512f,avx512bw,avx512dq,avx512vl"))) void explain_avx512(
+    const Columns &c, const Terms &t, const Groups &g, const double *tables, const Input &in, const Output &out,
+    Scratch &s) {
+  explain_rows(c, t, g, tables, in, out, s);
+}
+#endif
+
+Explain function_of(const std::string &isa) {
+#if defined(__x86_64__)
+  if (isa == "avx2") return explain_avx2;
+  if (isa == "avx512") return explain_avx512;
+#endif
+  if (isa == "baseline") return explain_baseline;
+  throw std::invalid_argument("unknown instruction set: " + isa);
+}
+
+std::vector<std::string> instruction_sets() {  // that this CPU has, the best last
+  std::vector<std::string> found{"baseline"};
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2")) {
+    found.push_back("avx2");
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+      found.push_back("avx512");
+  }
+#endif
+  return found;
+}
+
+
+// ---- tables --------------------------------------------------------------------------------------------------------
+
+struct Leaves {  // of the parts of the groups
+  const int64_t *first_leaf;   // of a part
+  const int64_t *first_var;    // of a part: the variables that its pattern number is made of
+  const int32_t *var_states;
+  const double *value;         // of a leaf
+  const int64_t *first_factor; // of a leaf: its features in this part
+  const double *zero_fraction;
+  const int32_t *place;        // of a factor: which of the part's table columns
+  const int64_t *allowed_start;  // of a leaf: for each variable and state, the bits of the factors that it satisfies
+  const uint64_t *allowed;
+};
+
+// For every pattern of a leaf's k features: product[p] of all factors and contribution[j][p] of each feature, where
+//   factor_i(t) = z_i + (o_i - z_i) t,   contribution_j(t) = (o_j - z_j) prod_{i != j} factor_i(t)
+// and the SHAP value is the leaf's value times the integral of contribution_j over [0, 1].
+void leaf_at(int k, uint64_t satisfied, const double *z, int q, const double *points, double *product, double *contribution) {
+  for (int p = 0; p < q; ++p) {
+    double before = 1.0;
+    for (int j = 0; j < k; ++j) {
+      const bool o = satisfied >> j & 1;
+      contribution[j * q + p] = ((o ? 1.0 : 0.0) - z[j]) * before;
+      before *= o ? z[j] + (1.0 - z[j]) * points[p] : z[j] * (1.0 - points[p]);
+    }
+    product[p] = before;
+    double after = 1.0;
+    for (int j = k - 1; j >= 0; --j) {
+      const bool o = satisfied >> j & 1;
+      contribution[j * q + p] *= after;
+      after *= o ? z[j] + (1.0 - z[j]) * points[p] : z[j] * (1.0 - points[p]);
+    }
+  }
+}
+
+// Fill one part's table. rule: (term, point); a direct part has one term, the integral. Values of the functions of t at the
+// points become sums over rule: integrals, moments, or (an identity or the weights as rule) the values themselves.
+void build_part(const Leaves &l, int64_t part, int64_t patterns, int slots, int q, int terms, bool direct,
+                const double *points, const double *rule, double *table) {
+  const int quads = (slots + LANES - 1) / LANES, padded = (terms + LANES - 1) / LANES * LANES;
+  const int64_t record = direct ? LANES : padded + quads * terms * LANES;
+  const int64_t v0 = l.first_var[part], v1 = l.first_var[part + 1];
+  std::vector<double> product(q), contribution, known;
+  std::vector<uint8_t> is_known;
+  std::vector<int64_t> state(v1 - v0);
+  for (int64_t leaf = l.first_leaf[part]; leaf < l.first_leaf[part + 1]; ++leaf) {
+    const int64_t f0 = l.first_factor[leaf];
+    const int k = (int)(l.first_factor[leaf + 1] - f0);
+    const int width = (k + !direct) * terms;
+    contribution.assign((size_t)k * q, 0.0);
+    // a leaf has few patterns of its own where the group's other leaves have further variables: compute each once
+    const bool remember = k < 62 && (int64_t(1) << k) < patterns;
+    known.assign((remember ? size_t(1) << k : 1) * width, 0.0);
+    is_known.assign(remember ? size_t(1) << k : 1, 0);
+    std::fill(state.begin(), state.end(), 0);
+    for (int64_t pattern = 0; pattern < patterns; ++pattern) {
+      uint64_t satisfied = ~uint64_t(0);
+      const uint64_t *allowed = l.allowed + l.allowed_start[leaf];
+      for (int64_t v = v0; v < v1; ++v) {
+        satisfied &= allowed[state[v - v0]];
+        allowed += l.var_states[v];
+      }
+      for (int64_t v = v0; v < v1 && ++state[v - v0] == l.var_states[v]; ++v) state[v - v0] = 0;
+      if (k < 64) satisfied &= (uint64_t(1) << k) - 1;
+      const size_t at = remember ? (size_t)satisfied : 0;
+      double *mine = known.data() + at * width;
+      if (!remember || !is_known[at]) {
+        is_known[at] = 1;
+        leaf_at(k, satisfied, l.zero_fraction + f0, q, points, product.data(), contribution.data());
+        for (int m = 0; m < terms; ++m) {
+          const double *weight = rule + m * q;
+          for (int j = 0; j < k; ++j) {
+            double sum = 0.0;
+            for (int p = 0; p < q; ++p) sum += weight[p] * contribution[j * q + p];
+            mine[j * terms + m] = l.value[leaf] * sum;
+          }
+          if (direct) continue;
+          double sum = 0.0;
+          for (int p = 0; p < q; ++p) sum += weight[p] * product[p];
+          mine[k * terms + m] = l.value[leaf] * sum;
+        }
+      }
+      for (int j = 0; j < k; ++j) {
+        const int place = l.place[f0 + j], quad = place / LANES, lane = place % LANES;
+        if (direct) {
+          table[(quad * patterns + pattern) * LANES + lane] += mine[j];
+        } else {
+          double *row = table + pattern * record + padded;
+          for (int m = 0; m < terms; ++m) row[(quad * terms + m) * LANES + lane] += mine[j * terms + m];
+        }
+      }
+      if (!direct)
+        for (int m = 0; m < terms; ++m) table[pattern * record + m] += mine[k * terms + m];
+    }
+  }
+}
+
+// ---- the module -----------------------------------------------------------------------------------------------------
+
+template <class T> Array<T> array(const nb::dict &arrays, const char *name) {
+  return nb::cast<Array<T>>(arrays[name]);
+}
+
+template <class T> const T *data(const nb::dict &arrays, const char *name) { return array<T>(arrays, name).data(); }
+
+Groups groups_of(const nb::dict &a) {
+  return {data<int64_t>(a, "output_start"), data<int64_t>(a, "run_start"), data<int32_t>(a, "first_part"),    data<int32_t>(a, "terms"),
+          data<int32_t>(a, "first_plane"),  data<int64_t>(a, "patterns"),      data<int32_t>(a, "record"),      data<int32_t>(a, "first_slot"),
+          data<int64_t>(a, "table"),        data<int32_t>(a, "slot"),          data<uint8_t>(a, "plane_origin"),
+          data<int32_t>(a, "plane_scale"),  data<int64_t>(a, "first_term"),    data<int64_t>(a, "first_predicate")};
+}
+
+void build_tables(const nb::dict &a, nb::ndarray<double, nb::ndim<1>, nb::c_contig, nb::device::cpu> tables) {
+  const Groups g = groups_of(a);
+  const Leaves l{data<int64_t>(a, "first_leaf"),   data<int64_t>(a, "first_var"),     data<int32_t>(a, "var_states"),
+                   data<double>(a, "leaf_value"),     data<int64_t>(a, "first_factor"),
+                 data<double>(a, "zero_fraction"), data<int32_t>(a, "place"),         data<int64_t>(a, "allowed_start"),
+                 data<uint64_t>(a, "allowed")};
+  const int32_t *points = data<int32_t>(a, "points"), *rule_of = data<int32_t>(a, "rule");
+  const int64_t *points_start = data<int64_t>(a, "points_start"), *rule_start = data<int64_t>(a, "rule_start");
+  const double *at = data<double>(a, "point"), *rules = data<double>(a, "rules");
+  const int64_t n_groups = (int64_t)array<int32_t>(a, "terms").size();
+  double *table = tables.data();
+  nb::gil_scoped_release release;
+  for (int64_t group = 0; group < n_groups; ++group)
+    for (int part = g.first_part[group]; part < g.first_part[group + 1]; ++part) {
+      const int q = points[group], terms = g.terms[group];
+      build_part(l, part, g.patterns[part], g.first_slot[part + 1] - g.first_slot[part], q, terms ? terms : 1, !terms,
+                 at + points_start[q], rules + rule_start[rule_of[part]], table + g.table[part]);
+    }
+}
+
+using Optional = std::optional<nb::ndarray<double, nb::ndim<3>, nb::c_contig, nb::device::cpu>>;
+
+void explain(const std::string &isa, int64_t block, const nb::dict &a, Array<double> tables,
+             std::optional<nb::ndarray<const double, nb::ndim<2>, nb::device::cpu>> dense,
+             std::optional<Array<int64_t>> indptr, std::optional<Array<int32_t>> indices,
+             std::optional<Array<double>> values, Array<int32_t> position, Array<double> expected, Optional engineered,
+             Optional raw, Array<int64_t> map_indptr, Array<int32_t> map_indices, Array<double> map_data,
+             nb::ndarray<double, nb::ndim<2>, nb::c_contig, nb::device::cpu> margins, int64_t begin, int64_t end) {
+  const Explain function = function_of(isa);
+  const Columns c{(int)array<int32_t>(a, "column_feature").size(),
+                  data<int32_t>(a, "column_feature"),
+                  data<int8_t>(a, "column_kind"),
+                  data<int8_t>(a, "column_missing"),
+                  data<int8_t>(a, "column_default_left"),
+                  data<int64_t>(a, "column_start"),
+                  data<int32_t>(a, "column_count"),
+                  data<int32_t>(a, "column_lookup"),
+                  data<double>(a, "thresholds"),
+                  data<uint8_t>(a, "bytes_of_class"),
+                  data<int64_t>(a, "class_start"),
+                  data<int64_t>(a, "class_count"),
+                  data<int32_t>(a, "classes")};
+  const Terms t{data<int32_t>(a, "term_column"), data<uint8_t>(a, "term_mask"), data<int8_t>(a, "term_threshold"),
+                data<uint8_t>(a, "term_delta")};
+  const Groups g = groups_of(a);
+  Input in{};
+  in.rows = (int64_t)margins.shape(1);
+  in.begin = begin;
+  in.end = end;
+  in.features = (int)nb::cast<int64_t>(a["used"]);
+  if (dense) {
+    in.dense = dense->data();
+    in.row_stride = dense->stride(0);
+    in.column_stride = dense->stride(1);
+  } else {
+    in.indptr = indptr->data();
+    in.indices = indices->data();
+    in.data = values->data();
+  }
+  in.position = position.data();
+  Output out{};
+  out.n_outputs = (int)margins.shape(0);
+  out.engineered = engineered ? engineered->data() : nullptr;
+  out.raw = raw ? raw->data() : nullptr;
+  out.n_raw = raw ? (int)raw->shape(1) : 0;
+  out.margins = margins.data();
+  out.expected = expected.data();
+  out.map_indptr = map_indptr.data();
+  out.map_indices = map_indices.data();
+  out.map_data = map_data.data();
+  const int64_t widest = nb::cast<int64_t>(a["widest"]);
+  const double *table = tables.data();
+  nb::gil_scoped_release release;
+  Scratch s;
+  s.chunks = std::max<int64_t>(1, (std::min(block, end - begin) + CHUNK - 1) / CHUNK);
+  s.values.assign((size_t)in.features * TILE, 0.0);
+  s.sums.assign((size_t)s.chunks * in.features * SUMS, 0.0);
+  s.codes.assign((size_t)s.chunks * c.n * CODES, 0);
+  s.patterns.assign((size_t)widest * CHUNK, 0);
+  function(c, t, g, table, in, out, s);
+}
+
+}  // namespace
+
+NB_MODULE(_kernel, m) {
+  m.doc() = "Exact TreeSHAP by pattern tables; see batch_explain.treeshap.";
+  m.attr("TABLE_FORMAT") = "1";  // another one for every change of how tables are laid out or computed
+  m.def("instruction_sets", &instruction_sets);
+  m.def("build_tables", &build_tables, nb::arg("arrays"), nb::arg("tables"));
+  m.def("explain", &explain, nb::arg("isa"), nb::arg("block"), nb::arg("arrays"), nb::arg("tables"),
+        nb::arg("dense").none(), nb::arg("indptr").none(), nb::arg("indices").none(), nb::arg("values").none(),
+        nb::arg("position"), nb::arg("expected"), nb::arg("engineered").none(), nb::arg("raw").none(),
+        nb::arg("map_indptr"), nb::arg("map_indices"), nb::arg("map_data"), nb::arg("margins"), nb::arg("begin"), nb::arg("end"));
+}

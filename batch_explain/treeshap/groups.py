@@ -1,0 +1,349 @@
+"""Cutting trees into groups of leaves, each small enough for tables.
+
+The contribution of one leaf to a row's SHAP values depends on the row only through *which of the path's features are
+satisfied*: with value v, zero fractions z_j (products of cover ratios) and satisfied o_j in {0, 1},
+
+    phi_j = v (o_j - z_j) * integral over t in [0, 1] of  prod over i != j of g_i(t),   g_i(t) = z_i + (o_i - z_i) t
+
+(Lundberg et al. 2018, algorithm 2, in the integral form of the Shapley value: Owen 1972, "Multilinear extensions of
+games"). With k features the integrand is a polynomial of degree k - 1, so Gauss-Legendre quadrature is exact.
+
+A *group* is all leaves below a node, its root. The variables tested on their paths, with the cells that no path tells
+apart made one *state*, number the *patterns*: all combinations of states. A group takes one of three forms:
+
+- **direct**: one table of the summed contributions for every pattern;
+- **two parts**: the features are divided in two (those split below the root, whose table sums over the leaves, and those
+  only above it), with a table each. The integral of a product of two polynomials, of which one has degree d, is a dot
+  product of d + 1 coefficients in the orthonormal Legendre basis, so the tables hold such coefficients;
+- **many parts**, for the longest paths: the tables hold values at quadrature points, multiplied point by point.
+
+Groups are chosen tree by tree, from the leaves up: the cheapest by a cost model of the kernel, where the tables' memory
+has a price, which is raised until a bound on the memory is met.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from batch_explain.treeshap.splits import Splits
+from batch_explain.trees.ensemble import Ensemble
+
+LANES = 4  # of the kernel: columns of a table that one look-up reads
+MAX_DIRECT = 4096  # patterns of a direct table
+MAX_PART = 512  # patterns of each of two parts
+MANY_FEATURES = 5  # of each of many parts
+
+# Costs in processor cycles a row, fitted to the kernel's timings (benchmarks/kernel.py --calibrate).
+TERM, PLANE, GROUP = 0.12, 0.3, 0.3
+LOOK_UP = ((64, 2.3), (128, 2.4), (256, 2.6), (512, 3.6), (1024, 5.0), (2048, 7.5), (4096, 10.0))  # patterns, cost
+PARTS, PART_QUAD, PART_TERM = 8.0, 2.2, 1.1
+MANY_PART, MANY_POINT = 6.0, 0.8
+LINE = ((2_000, 0.3), (16_000, 1.2), (64_000, 2.5), (math.inf, 5.0))  # doubles of a table, cost of each cache line
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One leaf's path.
+
+    Parameters
+    ----------
+    value : float
+    cells : dict
+        Variable -> the set of cells that it must be in.
+    zero_fraction : dict
+        Feature -> product of the cover ratios of its splits.
+    """
+
+    value: float
+    cells: dict[int, int]
+    zero_fraction: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a group's tables could be laid out.
+
+    Parameters
+    ----------
+    cost : float
+        Cycles a row.
+    doubles : int
+        Size of the tables.
+    parts : tuple of tuple of int
+        Variables of each part; the last part's table sums over the leaves.
+    terms : int
+        Coefficients or points that are stored; 0: direct.
+    points : int
+        Quadrature points that the tables are computed with.
+    """
+
+    cost: float
+    doubles: int
+    parts: tuple[tuple[int, ...], ...]
+    terms: int
+    points: int
+
+
+@dataclass
+class Group:
+    """All leaves below a node.
+
+    Parameters
+    ----------
+    leaves : list of Leaf
+    sets : dict
+        Variable -> the sets of cells that paths require.
+    split_below : frozenset of int
+        Features that are split at or below the root.
+    forms : list of Form
+        Ways to lay it out.
+    """
+
+    leaves: list[Leaf]
+    sets: dict[int, frozenset[int]]
+    split_below: frozenset[int]
+    forms: list[Form] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A group in the form that was chosen for it."""
+
+    group: Group
+    form: Form
+
+
+def partition_cells(all_cells: int, sets: Iterable[int]) -> list[int]:
+    """The states of a variable: its cells, those together that are in exactly the same sets."""
+    states = [all_cells]
+    for cells in sets:
+        states = [part for state in states for part in (state & ~cells, state & cells) if part]
+    return states
+
+
+def cut_trees(ensemble: Ensemble, splits: Splits, *, max_doubles: int) -> list[list[Chosen]]:
+    """Cut every tree into groups.
+
+    Parameters
+    ----------
+    ensemble : Ensemble
+    splits : Splits
+    max_doubles : int
+        Bound on the size of all tables together. It is exceeded only where even the smallest tables are larger.
+
+    Returns
+    -------
+    list of list of Chosen
+        Groups of each tree.
+    """
+    trees = [_Tree(ensemble, splits, tree) for tree in range(ensemble.n_trees)]
+    price = 0.0
+    chosen = [tree.cut(price) for tree in trees]
+    if _doubles(chosen) <= max_doubles:
+        return chosen
+    # raise the price of memory until the bound is met, then halve the interval a few times
+    low, high = 0.0, 1e-5
+    while _doubles(chosen := [tree.cut(high) for tree in trees]) > max_doubles and high < 1e3:
+        low, high = high, high * 8
+    for _ in range(4):
+        middle = math.sqrt(max(low, high / 64) * high)
+        found = [tree.cut(middle) for tree in trees]
+        if _doubles(found) <= max_doubles:
+            chosen, high = found, middle
+        else:
+            low = middle
+    return chosen
+
+
+def _doubles(chosen: list[list[Chosen]]) -> int:
+    return sum(one.form.doubles for tree in chosen for one in tree)
+
+
+class _Tree:
+    """One tree: every group that it could be cut into, and the cheapest cut at a price of memory."""
+
+    def __init__(self, ensemble: Ensemble, splits: Splits, tree: int) -> None:
+        self._variables = splits.variables
+        nodes = slice(int(ensemble.node_offset[tree]), int(ensemble.node_offset[tree + 1]))
+        leaves = slice(int(ensemble.leaf_offset[tree]), int(ensemble.leaf_offset[tree + 1]))
+        self._left, self._right = ensemble.left[nodes].tolist(), ensemble.right[nodes].tolist()
+        self._states: dict[tuple[int, frozenset[int]], int] = {}
+        paths = self._paths(
+            splits.variable[nodes], splits.left[nodes], ensemble.node_count[nodes].tolist(),
+            ensemble.leaf_count[leaves].tolist(), ensemble.leaf_value[leaves].tolist(),
+        )  # fmt: skip
+        self._of_leaf = [self._group([leaf], {v: frozenset((c,)) for v, c in leaf.cells.items()}) for leaf in paths]
+        self._of_node: list[Group | None] = [None] * len(self._left)
+        for node in range(len(self._left) - 1, -1, -1):
+            left, right = self._child(self._left[node]), self._child(self._right[node])
+            if left is None or right is None:
+                continue
+            sets = dict(left.sets)
+            for variable, cells in right.sets.items():
+                sets[variable] = sets[variable] | cells if variable in sets else cells
+            below = left.split_below | right.split_below | {self._variables[splits.variable[nodes][node]].feature}
+            group = self._group(left.leaves + right.leaves, sets, below)
+            if group.forms:
+                self._of_node[node] = group
+
+    def _child(self, child: int) -> Group | None:
+        return self._of_node[child] if child >= 0 else self._of_leaf[~child]
+
+    def _paths(
+        self, variables: list[int], goes_left: list[int], count: list[float], leaf_count: list[float],
+        leaf_value: list[float],
+    ) -> list[Leaf]:  # fmt: skip
+        cells: list[dict[int, int]] = [{} for _ in variables]
+        ratios: list[dict[int, float]] = [{} for _ in variables]
+        leaves: list[Leaf] = [Leaf(value, {}, {}) for value in leaf_value]
+        for node, variable in enumerate(variables):  # children have larger numbers than their parents
+            feature, everything = self._variables[variable].feature, self._variables[variable].all_cells
+            for child, goes in (
+                (self._left[node], goes_left[node]),
+                (self._right[node], everything & ~goes_left[node]),
+            ):
+                path, ratio = dict(cells[node]), dict(ratios[node])
+                path[variable] = path.get(variable, everything) & goes
+                share = (count[child] if child >= 0 else leaf_count[~child]) / count[node]
+                ratio[feature] = ratio.get(feature, 1.0) * share
+                if child >= 0:
+                    cells[child], ratios[child] = path, ratio
+                else:
+                    leaves[~child] = Leaf(leaf_value[~child], path, ratio)
+        return leaves
+
+    def cut(self, price: float) -> list[Chosen]:
+        """The groups that cover all leaves at the least cost, where a double of table costs ``price`` cycles a row."""
+        if not self._left:
+            return []
+        leaves = [_cheapest(group, price) for group in self._of_leaf]
+        best: list[tuple[float, list[Chosen]]] = [(0.0, [])] * len(self._left)
+        for node in range(len(self._left) - 1, -1, -1):
+            found = [best[child] if child >= 0 else leaves[~child] for child in (self._left[node], self._right[node])]
+            apart = found[0][0] + found[1][0]
+            group = self._of_node[node]
+            whole = _cheapest(group, price) if group is not None else (math.inf, [])
+            best[node] = whole if whole[0] <= apart else (apart, found[0][1] + found[1][1])
+        return best[0][1]
+
+    def _group(
+        self, leaves: list[Leaf], sets: dict[int, frozenset[int]], below: frozenset[int] = frozenset()
+    ) -> Group:
+        group = Group(leaves, sets, below)
+        states = {variable: self._n_states(variable, found) for variable, found in sets.items()}
+        by_feature: dict[int, list[int]] = {}
+        for variable in sets:
+            by_feature.setdefault(self._variables[variable].feature, []).append(variable)
+        patterns = math.prod(states.values())
+        overhead = GROUP + TERM * (sum(states.values()) - len(states))
+        longest = max(len(leaf.zero_fraction) for leaf in leaves)
+        if patterns <= MAX_DIRECT:
+            group.forms.append(_direct(tuple(sets), patterns, len(by_feature), longest, overhead))
+        if patterns > 64:
+            group.forms += _two_parts(group, by_feature, states, overhead)
+        if patterns > MAX_DIRECT:
+            group.forms += _many_parts(group, by_feature, states, longest, overhead)
+        return group
+
+    def _n_states(self, variable: int, sets: frozenset[int]) -> int:
+        if len(sets) == 1:
+            (cells,) = sets
+            return 2 if 0 < cells < self._variables[variable].all_cells else 1
+        key = (variable, sets)
+        if key not in self._states:
+            self._states[key] = len(partition_cells(self._variables[variable].all_cells, sets))
+        return self._states[key]
+
+
+def _cheapest(group: Group, price: float) -> tuple[float, list[Chosen]]:
+    form = min(group.forms, key=lambda form: form.cost + price * form.doubles)
+    return form.cost + price * form.doubles, [Chosen(group, form)]
+
+
+def _direct(variables: tuple[int, ...], patterns: int, features: int, longest: int, overhead: float) -> Form:
+    quads = -(-features // LANES)
+    look_up = next(cost for most, cost in LOOK_UP if patterns <= most)
+    cost = overhead + PLANE * (1 if patterns <= 256 else 2) + quads * look_up
+    return Form(cost, quads * LANES * patterns, (variables,), 0, max(1, -(-longest // 2)))
+
+
+def _two_parts(
+    group: Group, by_feature: dict[int, list[int]], states: dict[int, int], overhead: float
+) -> list[Form]:
+    above = [feature for feature in by_feature if feature not in group.split_below]
+    below = [feature for feature in by_feature if feature in group.split_below]
+    size = {feature: math.prod(states[v] for v in variables) for feature, variables in by_feature.items()}
+    above_patterns, below_patterns = math.prod(size[f] for f in above), math.prod(size[f] for f in below)
+    while above_patterns > MAX_PART:  # the features next to the root of the group join those below it
+        feature = above.pop()
+        below.append(feature)
+        above_patterns //= size[feature]
+        below_patterns *= size[feature]
+        if below_patterns > MAX_PART:
+            return []
+    if not above or below_patterns > MAX_PART:
+        return []
+    joined = set(below)
+    degree = max(sum(feature in joined for feature in leaf.zero_fraction) for leaf in group.leaves)
+    terms = min(len(above), degree) + 1
+    cost, doubles = overhead + 2 * PLANE + PARTS, 0
+    for features, patterns in ((above, above_patterns), (below, below_patterns)):
+        quads = -(-len(features) // LANES)
+        record = _padded(terms) + quads * terms * LANES
+        doubles += patterns * record
+        cost += quads * (PART_QUAD + PART_TERM * terms) + record / 8 * _line(patterns * record)
+    parts = tuple(tuple(v for feature in features for v in by_feature[feature]) for features in (above, below))
+    return [Form(cost, doubles, parts, terms, -(-(len(above) + degree) // 2) + 1)]
+
+
+def _many_parts(
+    group: Group, by_feature: dict[int, list[int]], states: dict[int, int], longest: int, overhead: float
+) -> list[Form]:
+    above = [feature for feature in by_feature if feature not in group.split_below]
+    below = [feature for feature in by_feature if feature in group.split_below]
+    if math.prod(states[v] for feature in below for v in by_feature[feature]) > MAX_PART:
+        return []
+    count = -(-len(above) // MANY_FEATURES)
+    pieces = [above[i * len(above) // count : (i + 1) * len(above) // count] for i in range(count)] + [below]
+    points = -(-longest // 2)
+    cost, doubles = overhead + PARTS, 0
+    for features in pieces:
+        quads = -(-len(features) // LANES)
+        patterns = math.prod(states[v] for feature in features for v in by_feature[feature])
+        record = _padded(points) + quads * points * LANES
+        doubles += patterns * record
+        cost += PLANE + quads * (PART_QUAD + PART_TERM * points) + record / 8 * _line(patterns * record)
+        cost += MANY_PART + MANY_POINT * len(pieces) * _padded(points) / LANES
+    parts = tuple(tuple(v for feature in features for v in by_feature[feature]) for features in pieces)
+    return [Form(cost, doubles, parts, points, points)]
+
+
+def _padded(n: int) -> int:
+    return -(-n // LANES) * LANES
+
+
+def _line(doubles: int) -> float:
+    return next(cost for most, cost in LINE if doubles <= most)
+
+
+def quadrature(points: int) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss-Legendre points and weights on [0, 1]: exact for polynomials up to degree 2 points - 1."""
+    at, weight = np.polynomial.legendre.leggauss(points)
+    return (at + 1) / 2, weight / 2
+
+
+def rule(kind: str, points: int, terms: int) -> np.ndarray:
+    """What turns values at the points into what a table stores, shape (terms, points).
+
+    ``integral``: the weights. ``moments``: coefficients in the orthonormal Legendre basis on [0, 1]. ``values``: the
+    values themselves, ``weighted``: times the weights.
+    """
+    at, weight = quadrature(points)
+    if kind == "integral":
+        return weight[None, :]
+    if kind == "moments":
+        basis = np.polynomial.legendre.legvander(2 * at - 1, terms - 1) * np.sqrt(2 * np.arange(terms) + 1)
+        return np.ascontiguousarray((basis * weight[:, None]).T)
+    return np.eye(points) if kind == "values" else np.diag(weight)

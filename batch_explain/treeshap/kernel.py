@@ -1,0 +1,251 @@
+"""The compiled kernel on real matrices: choosing the instruction set, holding the tables, running rows through."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from batch_explain.treeshap.program import make_program
+from batch_explain.trees.ensemble import Ensemble
+
+ISA_VARIABLE = "BATCH_EXPLAIN_ISA"
+DEFAULT_TABLE_BYTES = 400 << 20
+BLOCK_ROWS = 4_096
+
+_ALIGNMENT = 64  # bytes: a cache line, and more than any vector needs
+
+
+class KernelMissingError(Exception):
+    """The compiled kernel cannot be used here; the message says why."""
+
+
+@dataclass(frozen=True)
+class ShapValues:
+    """Importance values of rows.
+
+    Parameters
+    ----------
+    engineered : ndarray, shape (output, used feature, row), float64, or None
+        Along :attr:`TreeShap.used`; None where only raw values were asked for.
+    raw : ndarray, shape (output, raw feature, row), float64, or None
+        None where no map was given.
+    margins : ndarray, shape (output, row), float64
+        Expected value + sum of the engineered values.
+    """
+
+    engineered: np.ndarray | None
+    raw: np.ndarray | None
+    margins: np.ndarray
+
+
+class TreeShap:
+    """Exact path-dependent SHAP values of a tree ensemble.
+
+    Parameters
+    ----------
+    ensemble : Ensemble
+    table_bytes : int
+        Bound on the memory of the pattern tables; smaller tables mean more work a row.
+    isa : str or None
+        ``baseline``, ``avx2`` or ``avx512``: all give the same bits. None: the best that the CPU has, or what the
+        environment variable BATCH_EXPLAIN_ISA names.
+    make_array : callable, optional
+        ``make_array(digest, doubles, fill)`` returns an aligned float64 array, filled by ``fill(array)`` unless one of
+        that digest exists already: how processes share the tables. Default: memory of this process.
+
+    Raises
+    ------
+    KernelMissingError
+        If the compiled module is not there, or the CPU lacks the instruction set that was asked for.
+
+    Attributes
+    ----------
+    used : ndarray of int64
+        Sorted columns that the trees split on; all others have values of exactly 0.
+    expected_values : ndarray, shape (output,), float64
+    table_bytes : int
+        Size of the tables.
+    """
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        *,
+        table_bytes: int = DEFAULT_TABLE_BYTES,
+        isa: str | None = None,
+        make_array: "Callable[[str, int, Callable[[np.ndarray], None]], np.ndarray] | None" = None,
+    ) -> None:
+        self._kernel = load_kernel()
+        self.isa = choose_isa(self._kernel.instruction_sets(), isa)
+        self.used = ensemble.used
+        self.n_features, self.n_outputs = ensemble.n_features, ensemble.n_outputs
+        self.expected_values = ensemble.expected_values()
+        self.program = make_program(ensemble, max_doubles=table_bytes // 8)
+        self.table_bytes = self.program.doubles * 8
+        self._tables = (make_array or _private)(self._digest(), self.program.doubles, self._fill)
+        self._position = self.used.astype(np.int32)
+        # of a csr column: its place among the used ones
+        self._place = np.full(self.n_features, -1, dtype=np.int32)
+        self._place[self.used] = np.arange(len(self.used))
+
+    def _fill(self, tables: np.ndarray) -> None:
+        self._kernel.build_tables(self.program.arrays, tables)
+
+    def _digest(self) -> str:
+        """SHA-256 over everything that the tables depend on."""
+        digest = hashlib.sha256(self._kernel.TABLE_FORMAT.encode())
+        for name, array in sorted(self.program.arrays.items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def explain(
+        self,
+        rows: np.ndarray | sp.csr_matrix,
+        *,
+        feature_map: sp.csr_matrix | None = None,
+        engineered: bool = True,
+        threads: int = 1,
+        block_rows: int = BLOCK_ROWS,
+    ) -> ShapValues:
+        """Importance values of rows.
+
+        Parameters
+        ----------
+        rows : ndarray or csr_matrix, shape (row, feature)
+            float64 of any strides; NaN is missing. A sparse matrix is read in place and never made dense.
+        feature_map : csr_matrix, shape (raw, used feature), optional
+            Weights from used to raw features; raw values are computed while a block's values are in the cache.
+        engineered : bool
+            Whether engineered values are wanted.
+        threads : int
+            Rows are cut into as many ranges; the results do not depend on it.
+        block_rows : int
+            Rows that are worked on together; the results do not depend on it.
+        """
+        count = rows.shape[0]
+        found = ShapValues(
+            np.empty((self.n_outputs, len(self.used), count)) if engineered else None,
+            None if feature_map is None else np.empty((self.n_outputs, feature_map.shape[0], count)),
+            np.empty((self.n_outputs, count)),
+        )
+        source = _Source.of(rows, self._position, self._place)
+        ranges = _ranges(count, max(1, threads))
+
+        def work(limits: tuple[int, int]) -> None:
+            self._run(source, feature_map, found, limits, block_rows)
+
+        if len(ranges) == 1:
+            work(ranges[0])
+        else:
+            with ThreadPoolExecutor(len(ranges)) as pool:
+                list(pool.map(work, ranges))
+        return found
+
+    def _run(
+        self,
+        source: "_Source",
+        feature_map: sp.csr_matrix | None,
+        found: ShapValues,
+        limits: tuple[int, int],
+        block_rows: int,
+    ) -> None:
+        weights = sp.csr_matrix((0, len(self.used))) if feature_map is None else feature_map
+        self._kernel.explain(
+            self.isa,
+            block_rows,
+            self.program.arrays,
+            self._tables,
+            source.dense,
+            source.indptr,
+            source.indices,
+            source.values,
+            source.position,
+            self.expected_values,
+            found.engineered,
+            found.raw,
+            weights.indptr.astype(np.int64),
+            weights.indices.astype(np.int32),
+            weights.data.astype(np.float64),
+            found.margins,
+            *limits,
+        )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Rows as the kernel reads them: a strided matrix, or csr."""
+
+    position: np.ndarray
+    dense: np.ndarray | None = None
+    indptr: np.ndarray | None = None
+    indices: np.ndarray | None = None
+    values: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, rows: Any, position: np.ndarray, place: np.ndarray) -> "_Source":
+        if not sp.issparse(rows):
+            return cls(position, dense=np.asarray(rows, dtype=np.float64))
+        matrix = sp.csr_matrix(rows, dtype=np.float64)
+        return cls(
+            place,
+            indptr=matrix.indptr.astype(np.int64),
+            indices=matrix.indices.astype(np.int32, copy=False),
+            values=np.ascontiguousarray(matrix.data),
+        )
+
+
+def load_kernel() -> Any:
+    """The compiled module.
+
+    Raises
+    ------
+    KernelMissingError
+        If it is not there.
+    """
+    try:
+        from batch_explain.treeshap import _kernel
+    except ImportError as error:
+        raise KernelMissingError(f"the compiled kernel cannot be loaded ({error})") from error
+    return _kernel
+
+
+def choose_isa(available: list[str], asked: str | None) -> str:
+    """The best available instruction set, or the one asked for.
+
+    Raises
+    ------
+    KernelMissingError
+        If the one asked for, or named by BATCH_EXPLAIN_ISA, is not available.
+    """
+    asked = asked or os.environ.get(ISA_VARIABLE) or None
+    if asked is None:
+        return available[-1]
+    if asked not in available:
+        raise KernelMissingError(
+            f"the instruction set '{asked}' ({ISA_VARIABLE}) is not one that this CPU has: {', '.join(available)}"
+        )
+    return asked
+
+
+def aligned(doubles: int) -> np.ndarray:
+    """Zeros that begin at a cache line."""
+    raw = np.zeros(doubles * 8 + _ALIGNMENT, dtype=np.uint8)
+    skip = -raw.ctypes.data % _ALIGNMENT
+    return raw[skip : skip + doubles * 8].view(np.float64)
+
+
+def _private(digest: str, doubles: int, fill: "Callable[[np.ndarray], None]") -> np.ndarray:
+    tables = aligned(doubles)
+    fill(tables)
+    return tables
+
+
+def _ranges(rows: int, threads: int) -> list[tuple[int, int]]:
+    size = max(1, -(-rows // threads))
+    return [(start, min(rows, start + size)) for start in range(0, rows, size)] or [(0, 0)]

@@ -1,0 +1,323 @@
+"""From groups to the flat arrays that the kernel runs: see ``_native/kernel.cpp`` for what each one means to it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from batch_explain.treeshap.groups import LANES, Chosen, Leaf, cut_trees, partition_cells, quadrature, rule
+from batch_explain.treeshap.splits import Splits, Variable, splits_of
+from batch_explain.trees.ensemble import Ensemble
+
+MAX_PLANE = 256  # patterns that one byte numbers
+RUN_DOUBLES = 24_000  # of the tables of one run: they should stay in a second-level cache beside the rows' sums
+_EVERYTHING = (1 << 64) - 1
+
+_TYPES: dict[str, type] = {
+    # of a group
+    "first_part": np.int32, "terms": np.int32, "points": np.int32,
+    # of a part
+    "first_plane": np.int32, "patterns": np.int64, "record": np.int32, "first_slot": np.int32, "table": np.int64,
+    "rule": np.int32, "first_leaf": np.int64, "first_var": np.int64,
+    # of a table column, a plane and a term
+    "slot": np.int32,
+    "plane_origin": np.uint8, "plane_scale": np.int32, "first_term": np.int64, "first_predicate": np.int64,
+    "term_column": np.int32, "term_mask": np.uint8, "term_threshold": np.int8, "term_delta": np.uint8,
+    # for building the tables: of a variable of a part, a leaf, a factor of a leaf
+    "var_states": np.int32, "leaf_value": np.float64, "first_factor": np.int64, "allowed_start": np.int64,
+    "zero_fraction": np.float64, "place": np.int32, "allowed": np.uint64,
+}  # fmt: skip
+
+# array of beginnings -> array that it points into; each gets the end as one more entry
+_BEGINNINGS = {
+    "first_part": "patterns", "first_plane": "plane_origin", "first_slot": "slot", "first_leaf": "leaf_value",
+    "first_var": "var_states", "first_term": "term_column", "first_factor": "place",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """What the kernel runs.
+
+    Parameters
+    ----------
+    arrays : dict of ndarray
+        The kernel's inputs by name.
+    doubles : int
+        Size of the tables.
+    groups, direct, look_ups : int
+        Numbers of groups, of direct ones among them, and of quads of features that are looked up for each row.
+    """
+
+    arrays: dict[str, Any]
+    doubles: int
+    groups: int
+    direct: int
+    look_ups: int
+
+
+def make_program(ensemble: Ensemble, *, max_doubles: int) -> Program:
+    """Cut an ensemble into groups and lay them out.
+
+    Parameters
+    ----------
+    ensemble : Ensemble
+    max_doubles : int
+        Bound on the tables' size.
+    """
+    splits = splits_of(ensemble)
+    trees = cut_trees(ensemble, splits, max_doubles=max_doubles)
+    layout = _Layout(splits)
+    output_start, run_start = [0], []
+    in_run = RUN_DOUBLES
+    for output in range(ensemble.n_outputs):
+        for tree in range(output, ensemble.n_trees, ensemble.n_outputs):
+            for position, chosen in enumerate(trees[tree]):
+                # a run is a tree, or a part of one whose tables are large
+                if position == 0 or in_run >= RUN_DOUBLES:
+                    run_start.append(layout.groups)
+                    in_run = 0
+                layout.add_group(chosen)
+                in_run += chosen.form.doubles
+        output_start.append(len(run_start))
+    # the kernel looks one run ahead
+    run_start += [layout.groups, layout.groups]
+    arrays = layout.arrays()
+    arrays |= {
+        "output_start": np.array(output_start, dtype=np.int64),
+        "run_start": np.array(run_start, dtype=np.int64),
+        "used": len(ensemble.used),
+    }
+    slots = np.diff(arrays["first_slot"])
+    return Program(
+        arrays, layout.doubles, layout.groups, int((arrays["terms"] == 0).sum()), int((-(-slots // LANES)).sum())
+    )
+
+
+class _Layout:
+    """Collects the arrays, group by group."""
+
+    def __init__(self, splits: Splits) -> None:
+        self._variables = splits.variables
+        self._lists: dict[str, list[Any]] = {name: [] for name in _TYPES}
+        self._columns = _Columns(splits.variables)
+        self._rules: dict[tuple[str, int, int], int] = {}
+        self.doubles = self.groups = 0
+
+    def add_group(self, chosen: Chosen) -> None:
+        group, form = chosen.group, chosen.form
+        a = self._lists
+        a["first_part"].append(len(a["patterns"]))
+        a["terms"].append(form.terms)
+        a["points"].append(form.points)
+        self.groups += 1
+        *above, below = form.parts
+        if not form.terms:
+            kinds = ["integral"]
+        elif len(form.parts) == 2:
+            kinds = ["moments", "moments"]
+        else:
+            kinds = ["values"] * len(above) + ["weighted"]
+        for kind, part in zip(kinds, above, strict=False):
+            self._add_part(part, [Leaf(1.0, group.leaves[0].cells, group.leaves[0].zero_fraction)], chosen, kind)
+        self._add_part(below, group.leaves, chosen, kinds[-1])
+
+    def _add_part(self, part: tuple[int, ...], leaves: list[Leaf], chosen: Chosen, kind: str) -> None:
+        a, terms = self._lists, chosen.form.terms
+        states = {v: partition_cells(self._variables[v].all_cells, chosen.group.sets[v]) for v in part}
+        patterns = math.prod(len(found) for found in states.values())
+        features = list(dict.fromkeys(self._variables[v].feature for v in part))
+        quads = -(-len(features) // LANES)
+        record = -(-terms // LANES) * LANES + quads * terms * LANES if terms else LANES
+        a["first_plane"].append(len(a["plane_origin"]))
+        a["patterns"].append(patterns)
+        a["record"].append(record)
+        a["first_slot"].append(len(a["slot"]))
+        a["table"].append(self.doubles)
+        a["rule"].append(self._rules.setdefault((kind, chosen.form.points, max(1, terms)), len(self._rules)))
+        a["first_leaf"].append(len(a["leaf_value"]))
+        a["first_var"].append(len(a["var_states"]))
+        a["slot"] += features
+        self.doubles += patterns * record * (1 if terms else quads)
+        self._add_planes(states)
+        place = {feature: i for i, feature in enumerate(features)}
+        for leaf in leaves:
+            self._add_leaf(leaf, states, place)
+
+    def _add_planes(self, states: dict[int, list[int]]) -> None:
+        """The variables in order, as many to a plane as a byte can number."""
+        scale = size = 1
+        members: list[tuple[int, int]] = []
+        for v, found in states.items():
+            if size * len(found) > MAX_PLANE:
+                self._add_plane(members, states, scale)
+                scale, size, members = scale * size, 1, []
+            members.append((v, size))
+            self._lists["var_states"].append(len(found))
+            size *= len(found)
+        self._add_plane(members, states, scale)
+
+    def _add_plane(self, members: list[tuple[int, int]], states: dict[int, list[int]], scale: int) -> None:
+        a = self._lists
+        a["first_term"].append(len(a["term_column"]))
+        a["plane_scale"].append(scale)
+        origin = 0
+        predicates: list[tuple[int, int, int, int]] = []
+        for v, stride in members:
+            if self._variables[v].thresholds is None:
+                predicates += [
+                    (*self._columns.predicate(v, classes), 0, stride << bit)
+                    for bit, classes in enumerate(_bits_of_number(states[v]))
+                ]
+                continue
+            # the state's number is a telescoping sum over the thresholds where it changes
+            now, changes = _changes(states[v], self._variables[v].all_cells)
+            origin += now * stride
+            for cell, difference in changes:
+                self._add_term(self._columns.numerical(v), 0, cell - 128, difference * stride)
+        a["first_predicate"].append(len(a["term_column"]))
+        for term in predicates:
+            self._add_term(*term)
+        a["plane_origin"].append(origin)
+
+    def _add_term(self, column: int, mask: int, threshold: int, delta: int) -> None:
+        a = self._lists
+        a["term_column"].append(column)
+        a["term_mask"].append(mask)
+        a["term_threshold"].append(threshold)
+        a["term_delta"].append(delta % MAX_PLANE)
+
+    def _add_leaf(self, leaf: Leaf, states: dict[int, list[int]], place: dict[int, int]) -> None:
+        a = self._lists
+        a["leaf_value"].append(leaf.value)
+        a["first_factor"].append(len(a["place"]))
+        a["allowed_start"].append(len(a["allowed"]))
+        bit: dict[int, int] = {}
+        for feature, column in place.items():
+            if feature in leaf.zero_fraction:
+                bit[feature] = len(bit)
+                a["zero_fraction"].append(leaf.zero_fraction[feature])
+                a["place"].append(column)
+        for v, found in states.items():
+            cells = leaf.cells.get(v)
+            if cells is None:
+                a["allowed"] += [_EVERYTHING] * len(found)
+            else:
+                without = _EVERYTHING & ~(1 << bit[self._variables[v].feature])
+                a["allowed"] += [_EVERYTHING if state & cells else without for state in found]
+
+    def arrays(self) -> dict[str, Any]:
+        a = self._lists
+        a["table"].append(self.doubles)
+        for name, target in _BEGINNINGS.items():
+            a[name].append(len(a[target]))
+        arrays: dict[str, Any] = {name: np.array(values, dtype=_TYPES[name]) for name, values in a.items()}
+        most = max(a["points"], default=1)
+        arrays["points_start"] = np.cumsum([0, *range(most + 1)])
+        arrays["point"] = np.concatenate([np.empty(0), *(quadrature(q)[0] for q in range(1, most + 1))])
+        rules = [rule(*key).ravel() for key in self._rules]
+        arrays["rule_start"] = np.cumsum([0, *map(len, rules)])
+        arrays["rules"] = np.concatenate([np.empty(0), *rules])
+        arrays["widest"] = int(np.diff(arrays["first_part"]).max(initial=1))
+        return arrays | self._columns.arrays()
+
+
+def _changes(states: list[int], all_cells: int) -> tuple[int, list[tuple[int, int]]]:
+    """Number of the first cell's state, and (last cell before a change, difference of the numbers)."""
+    edges = 0
+    for cells in states:
+        edges |= cells ^ (cells >> 1)
+    edges &= all_cells >> 1
+    first = now = _state_of(states, 0)
+    changes = []
+    while edges:
+        cell = (edges & -edges).bit_length() - 1
+        edges &= edges - 1
+        following = _state_of(states, cell + 1)
+        changes.append((cell, following - now))
+        now = following
+    return first, changes
+
+
+def _state_of(states: list[int], cell: int) -> int:
+    return next(number for number, cells in enumerate(states) if cells >> cell & 1)
+
+
+def _bits_of_number(states: list[int]) -> list[int]:
+    """For each bit of a state's number, the cells of the states that have it."""
+    return [
+        sum(cells for number, cells in enumerate(states) if number >> bit & 1)
+        for bit in range((len(states) - 1).bit_length())
+    ]
+
+
+class _Columns:
+    """The columns of codes: one for each numerical variable, and one for up to eight predicates on classes."""
+
+    def __init__(self, variables: Sequence[Variable]) -> None:
+        self._variables = variables
+        self._numerical: dict[int, int] = {}
+        self._predicates: dict[tuple[int, int], tuple[int, int]] = {}
+        self._open: dict[int, int] = {}
+        self._columns: list[tuple[int, list[int]]] = []  # variable, and the classes of each predicate
+
+    def numerical(self, v: int) -> int:
+        if v not in self._numerical:
+            self._numerical[v] = len(self._columns)
+            self._columns.append((v, []))
+        return self._numerical[v]
+
+    def predicate(self, v: int, classes: int) -> tuple[int, int]:
+        """Column, and mask of the bit, that tell whether a row's class is one of ``classes``."""
+        if (v, classes) not in self._predicates:
+            if v not in self._open or len(self._columns[self._open[v]][1]) == 8:
+                self._open[v] = len(self._columns)
+                self._columns.append((v, []))
+            held = self._columns[self._open[v]][1]
+            self._predicates[v, classes] = (self._open[v], 1 << len(held))
+            held.append(classes)
+        return self._predicates[v, classes]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        owners = [self._variables[v] for v, _ in self._columns]
+        categorical = {v: None for v, held in self._columns if held}
+        table = {v: i for i, v in enumerate(categorical)}
+        classes = [self._variables[v].classes for v in categorical]
+        sizes = [len(found) for found in classes if found is not None]
+        starts, counts = [], []
+        thresholds, bytes_of_class = [np.empty(0)], [np.empty(0, np.uint8)]
+        n_thresholds = n_bytes = 0
+        for owner, (_, held) in zip(owners, self._columns, strict=True):
+            if owner.thresholds is not None:
+                # padded for a search that halves
+                padded = (1 << len(owner.thresholds).bit_length()) - 1
+                thresholds += [owner.thresholds, np.full(padded - len(owner.thresholds), np.inf)]
+                starts.append(n_thresholds)
+                counts.append(len(owner.thresholds))
+                n_thresholds += padded
+            else:
+                bytes_of_class.append(
+                    np.array(
+                        [sum(1 << bit for bit, in_set in enumerate(held) if in_set >> cell & 1) for cell in range(owner.cells)],
+                        dtype=np.uint8,
+                    )
+                )
+                starts.append(n_bytes)
+                counts.append(owner.cells)
+                n_bytes += owner.cells
+        return {
+            "column_feature": np.array([owner.feature for owner in owners], dtype=np.int32),
+            "column_kind": np.array([bool(held) for _, held in self._columns], dtype=np.int8),
+            "column_missing": np.array([owner.missing for owner in owners], dtype=np.int8),
+            "column_default_left": np.array([owner.default_left for owner in owners], dtype=np.int8),
+            "column_start": np.array(starts, dtype=np.int64),
+            "column_count": np.array(counts, dtype=np.int32),
+            "column_lookup": np.array([table.get(v, -1) for v, _ in self._columns], dtype=np.int32),
+            "thresholds": np.concatenate(thresholds),
+            "bytes_of_class": np.concatenate(bytes_of_class),
+            "class_start": np.cumsum([0, *sizes])[:-1].astype(np.int64) if sizes else np.empty(0, np.int64),
+            "class_count": np.array(sizes, dtype=np.int64),
+            "classes": np.concatenate([np.empty(0, np.int32), *(c for c in classes if c is not None)]).astype(np.int32),
+        }
