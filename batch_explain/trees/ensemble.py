@@ -33,7 +33,8 @@ class Ensemble:
     category_set : ndarray of int32, shape (node,)
         -1 at numerical splits; elsewhere the position in ``category_sets``.
     missing : ndarray of int8, shape (node,)
-        What is missing: ``MISSING_NONE`` nothing (NaN counts as 0), ``MISSING_ZERO`` zeros and NaN, ``MISSING_NAN`` NaN.
+        What is missing: ``MISSING_NONE`` nothing (NaN counts as 0), ``MISSING_ZERO`` zeros and NaN, ``MISSING_NAN``
+        NaN.
     default_left : ndarray of bool, shape (node,)
         Where a missing value goes at a numerical split.
     left, right : ndarray of int32, shape (node,)

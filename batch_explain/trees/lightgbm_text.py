@@ -4,13 +4,14 @@ The rules of the format (``Tree::ToString`` and ``GBDT::SaveModelToString`` of L
 
 - A header of ``key=value`` lines, then sections that begin with ``Tree=<number>``, then ``end of trees``.
 - ``decision_type`` of a node: bit 0 categorical, bit 1 missing values go left, bits 2 and 3 what counts as missing.
-- A child >= 0 is an inner node of the tree, a child < 0 is the leaf ``~child``. Nodes are numbered in the order in which
-  they were split, so that children have larger numbers than their parent.
+- A child >= 0 is an inner node of the tree, a child < 0 is the leaf ``~child``. Nodes are numbered in the order in
+  which they were split, so that children have larger numbers than their parent.
 - ``threshold`` of a categorical node is the number of its set; set ``i`` is the bits of the words
   ``cat_threshold[cat_boundaries[i] : cat_boundaries[i + 1]]``, the lowest bit first.
 - Leaf values are already multiplied by the learning rate.
 """
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NoReturn
@@ -161,8 +162,8 @@ def _parse_tree(section: dict[str, str], number: int, width: int) -> _Tree:
         node = int(np.argmin(nodes["internal_count"] > 0))
         raise ArtifactError(
             f"Inner node {node} of tree {number} of the LightGBM model has a count of "
-            f"{nodes['internal_count'][node]:g}: SHAP's path probabilities below it are not defined. Make the explainer "
-            "again from training data."
+            f"{nodes['internal_count'][node]:g}: SHAP's path probabilities below it are not defined. Make the "
+            "explainer again from training data."
         )
     categorical = (decision & _CATEGORICAL) != 0
     sets, chosen = _parse_category_sets(section, nodes["threshold"], categorical, number)
@@ -209,7 +210,7 @@ def _parse_category_sets(
     if bounds[0] != 0 or np.any(np.diff(bounds) < 0) or np.any((words < 0) | (words >= 1 << 32)):
         _refuse(f"the categories of tree {number} cannot be read")
     bits = (words[:, None] >> np.arange(32)) & 1
-    sets = [np.flatnonzero(bits[start:stop].ravel()) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    sets = [np.flatnonzero(bits[start:stop].ravel()) for start, stop in itertools.pairwise(bounds)]
     wanted = threshold[categorical]
     if np.any((wanted < 0) | (wanted >= count) | (wanted != np.floor(wanted))):
         _refuse(f"tree {number} splits on a set of categories that does not exist")

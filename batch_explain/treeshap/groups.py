@@ -12,10 +12,13 @@ A *group* is all leaves below a node, its root. The variables tested on their pa
 apart made one *state*, number the *patterns*: all combinations of states. A group takes one of three forms:
 
 - **direct**: one table of the summed contributions for every pattern;
-- **two parts**: the features are divided in two (those split below the root, whose table sums over the leaves, and those
-  only above it), with a table each. The integral of a product of two polynomials, of which one has degree d, is a dot
-  product of d + 1 coefficients in the orthonormal Legendre basis, so the tables hold such coefficients;
+- **two parts**: the features are divided in two (those split below the root, whose table sums over the leaves, and
+  those only above it), with a table each. The integral of a product of two polynomials, of which one has degree d, is
+  a dot product of d + 1 coefficients in the orthonormal Legendre basis, so the tables hold such coefficients;
 - **many parts**, for the longest paths: the tables hold values at quadrature points, multiplied point by point.
+
+A group in parts is computed once for each combination of patterns that occurs in a block of rows, not once a row: deep
+paths split off few rows at a time, so that most rows agree on most of their splits.
 
 Groups are chosen tree by tree, from the leaves up: the cheapest by a cost model of the kernel, where the tables' memory
 has a price, which is raised until a bound on the memory is met.
@@ -27,17 +30,24 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from batch_explain.treeshap.splits import Splits
 from batch_explain.trees.ensemble import Ensemble
+from batch_explain.treeshap.splits import Splits
 
 LANES = 4  # of the kernel: columns of a table that one look-up reads
 MAX_DIRECT = 4096  # patterns of a direct table
 MAX_PART = 512  # patterns of each of two parts
-MANY_FEATURES = 5  # of each of many parts
+MANY_FEATURES = 4  # of each of many parts
 
-# Costs in processor cycles a row, fitted to the kernel's timings (benchmarks/kernel.py --calibrate).
+# Price of a double of table in cycles a row: what it costs to stream the tables once for every block of rows.
+STREAMING = 3e-4
+HALVINGS = 3
+
+# Costs in processor cycles a row, fitted to timings of the kernel.
 TERM, PLANE, GROUP = 0.12, 0.3, 0.3
 LOOK_UP = ((64, 2.3), (128, 2.4), (256, 2.6), (512, 3.6), (1024, 5.0), (2048, 7.5), (4096, 10.0))  # patterns, cost
+# A group in parts: hashing a row's patterns, looking a quad up, and the share of rows, for each bit of the patterns,
+# whose combination is new in the block and must be computed: by part, quad and term, or (many parts) part and point.
+HASH, HASH_PART, OCCURRING, NEW = 15.0, 3.0, 3.6, 0.02
 PARTS, PART_QUAD, PART_TERM = 8.0, 2.2, 1.1
 MANY_PART, MANY_POINT = 6.0, 0.8
 LINE = ((2_000, 0.3), (16_000, 1.2), (64_000, 2.5), (math.inf, 5.0))  # doubles of a table, cost of each cache line
@@ -116,10 +126,12 @@ class Chosen:
 
 
 def partition_cells(all_cells: int, sets: Iterable[int]) -> list[int]:
-    """The states of a variable: its cells, those together that are in exactly the same sets."""
+    """The states of a variable: its cells, those together that are in exactly the same sets; cell 0 is in the first."""
     states = [all_cells]
     for cells in sets:
-        states = [part for state in states for part in (state & ~cells, state & cells) if part]
+        if not states[0] & cells & 1:
+            cells = ~cells
+        states = [part for state in states for part in (state & cells, state & ~cells) if part]
     return states
 
 
@@ -139,21 +151,20 @@ def cut_trees(ensemble: Ensemble, splits: Splits, *, max_doubles: int) -> list[l
         Groups of each tree.
     """
     trees = [_Tree(ensemble, splits, tree) for tree in range(ensemble.n_trees)]
-    price = 0.0
+    price = STREAMING
     chosen = [tree.cut(price) for tree in trees]
     if _doubles(chosen) <= max_doubles:
         return chosen
-    # raise the price of memory until the bound is met, then halve the interval a few times
-    low, high = 0.0, 1e-5
-    while _doubles(chosen := [tree.cut(high) for tree in trees]) > max_doubles and high < 1e3:
-        low, high = high, high * 8
-    for _ in range(4):
-        middle = math.sqrt(max(low, high / 64) * high)
-        found = [tree.cut(middle) for tree in trees]
+    # raise the price until the bound is met, then halve the interval between the last two a few times
+    while _doubles(chosen) > max_doubles and price < 1.0:
+        price *= 2.0
+        chosen = [tree.cut(price) for tree in trees]
+    step = math.sqrt(2.0)
+    for _ in range(HALVINGS):
+        found = [tree.cut(price / step) for tree in trees]
         if _doubles(found) <= max_doubles:
-            chosen, high = found, middle
-        else:
-            low = middle
+            chosen, price = found, price / step
+        step = math.sqrt(step)
     return chosen
 
 
@@ -228,9 +239,7 @@ class _Tree:
             best[node] = whole if whole[0] <= apart else (apart, found[0][1] + found[1][1])
         return best[0][1]
 
-    def _group(
-        self, leaves: list[Leaf], sets: dict[int, frozenset[int]], below: frozenset[int] = frozenset()
-    ) -> Group:
+    def _group(self, leaves: list[Leaf], sets: dict[int, frozenset[int]], below: frozenset[int] = frozenset()) -> Group:
         group = Group(leaves, sets, below)
         states = {variable: self._n_states(variable, found) for variable, found in sets.items()}
         by_feature: dict[int, list[int]] = {}
@@ -241,9 +250,9 @@ class _Tree:
         longest = max(len(leaf.zero_fraction) for leaf in leaves)
         if patterns <= MAX_DIRECT:
             group.forms.append(_direct(tuple(sets), patterns, len(by_feature), longest, overhead))
-        if patterns > 64:
+        if patterns > 256:
             group.forms += _two_parts(group, by_feature, states, overhead)
-        if patterns > MAX_DIRECT:
+        if patterns > 256:
             group.forms += _many_parts(group, by_feature, states, longest, overhead)
         return group
 
@@ -258,8 +267,12 @@ class _Tree:
 
 
 def _cheapest(group: Group, price: float) -> tuple[float, list[Chosen]]:
-    form = min(group.forms, key=lambda form: form.cost + price * form.doubles)
-    return form.cost + price * form.doubles, [Chosen(group, form)]
+    best, least = group.forms[0], math.inf
+    for form in group.forms:
+        cost = form.cost + price * form.doubles
+        if cost < least:
+            best, least = form, cost
+    return least, [Chosen(group, best)]
 
 
 def _direct(variables: tuple[int, ...], patterns: int, features: int, longest: int, overhead: float) -> Form:
@@ -269,9 +282,7 @@ def _direct(variables: tuple[int, ...], patterns: int, features: int, longest: i
     return Form(cost, quads * LANES * patterns, (variables,), 0, max(1, -(-longest // 2)))
 
 
-def _two_parts(
-    group: Group, by_feature: dict[int, list[int]], states: dict[int, int], overhead: float
-) -> list[Form]:
+def _two_parts(group: Group, by_feature: dict[int, list[int]], states: dict[int, int], overhead: float) -> list[Form]:
     above = [feature for feature in by_feature if feature not in group.split_below]
     below = [feature for feature in by_feature if feature in group.split_below]
     size = {feature: math.prod(states[v] for v in variables) for feature, variables in by_feature.items()}
@@ -288,12 +299,14 @@ def _two_parts(
     joined = set(below)
     degree = max(sum(feature in joined for feature in leaf.zero_fraction) for leaf in group.leaves)
     terms = min(len(above), degree) + 1
-    cost, doubles = overhead + 2 * PLANE + PARTS, 0
+    cost, new, doubles = overhead, PARTS, 0
     for features, patterns in ((above, above_patterns), (below, below_patterns)):
         quads = -(-len(features) // LANES)
         record = _padded(terms) + quads * terms * LANES
         doubles += patterns * record
-        cost += quads * (PART_QUAD + PART_TERM * terms) + record / 8 * _line(patterns * record)
+        cost += PLANE + quads * OCCURRING
+        new += quads * (PART_QUAD + PART_TERM * terms) + record / 8 * _line(patterns * record)
+    cost += _lazily(2, above_patterns * below_patterns, new)
     parts = tuple(tuple(v for feature in features for v in by_feature[feature]) for features in (above, below))
     return [Form(cost, doubles, parts, terms, -(-(len(above) + degree) // 2) + 1)]
 
@@ -305,19 +318,29 @@ def _many_parts(
     below = [feature for feature in by_feature if feature in group.split_below]
     if math.prod(states[v] for feature in below for v in by_feature[feature]) > MAX_PART:
         return []
-    count = -(-len(above) // MANY_FEATURES)
+    count = max(2, -(-len(above) // MANY_FEATURES))
+    if len(above) < 2:
+        return []
     pieces = [above[i * len(above) // count : (i + 1) * len(above) // count] for i in range(count)] + [below]
     points = -(-longest // 2)
-    cost, doubles = overhead + PARTS, 0
+    cost, new, doubles, combinations = overhead, PARTS, 0, 1
     for features in pieces:
         quads = -(-len(features) // LANES)
         patterns = math.prod(states[v] for feature in features for v in by_feature[feature])
         record = _padded(points) + quads * points * LANES
         doubles += patterns * record
-        cost += PLANE + quads * (PART_QUAD + PART_TERM * points) + record / 8 * _line(patterns * record)
-        cost += MANY_PART + MANY_POINT * len(pieces) * _padded(points) / LANES
+        combinations *= patterns
+        cost += PLANE + quads * OCCURRING
+        new += quads * (PART_QUAD + PART_TERM * points) + record / 8 * _line(patterns * record)
+        new += MANY_PART + MANY_POINT * len(pieces) * _padded(points) / LANES
+    cost += _lazily(len(pieces), combinations, new)
     parts = tuple(tuple(v for feature in features for v in by_feature[feature]) for features in pieces)
     return [Form(cost, doubles, parts, points, points)]
+
+
+def _lazily(parts: int, combinations: int, new: float) -> float:
+    """Cost of a group in parts, of which only the combinations that occur are computed, at ``new`` each."""
+    return HASH + HASH_PART * parts + min(1.0, NEW * math.log2(combinations)) * new
 
 
 def _padded(n: int) -> int:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from batch_explain.trees.ensemble import Ensemble
 from batch_explain.treeshap.groups import LANES, Chosen, Leaf, cut_trees, partition_cells, quadrature, rule
 from batch_explain.treeshap.splits import Splits, Variable, splits_of
-from batch_explain.trees.ensemble import Ensemble
 
 MAX_PLANE = 256  # patterns that one byte numbers
 RUN_DOUBLES = 24_000  # of the tables of one run: they should stay in a second-level cache beside the rows' sums
@@ -20,10 +20,10 @@ _TYPES: dict[str, type] = {
     "first_part": np.int32, "terms": np.int32, "points": np.int32,
     # of a part
     "first_plane": np.int32, "patterns": np.int64, "record": np.int32, "first_slot": np.int32, "table": np.int64,
-    "rule": np.int32, "first_leaf": np.int64, "first_var": np.int64,
+    "rule": np.int32, "key_shift": np.int32, "first_leaf": np.int64, "first_var": np.int64,
     # of a table column, a plane and a term
     "slot": np.int32,
-    "plane_origin": np.uint8, "plane_scale": np.int32, "first_term": np.int64, "first_predicate": np.int64,
+    "plane_scale": np.int32, "first_term": np.int64, "first_predicate": np.int64,
     "term_column": np.int32, "term_mask": np.uint8, "term_threshold": np.int8, "term_delta": np.uint8,
     # for building the tables: of a variable of a part, a leaf, a factor of a leaf
     "var_states": np.int32, "leaf_value": np.float64, "first_factor": np.int64, "allowed_start": np.int64,
@@ -32,7 +32,7 @@ _TYPES: dict[str, type] = {
 
 # array of beginnings -> array that it points into; each gets the end as one more entry
 _BEGINNINGS = {
-    "first_part": "patterns", "first_plane": "plane_origin", "first_slot": "slot", "first_leaf": "leaf_value",
+    "first_part": "patterns", "first_plane": "plane_scale", "first_slot": "slot", "first_leaf": "leaf_value",
     "first_var": "var_states", "first_term": "term_column", "first_factor": "place",
 }  # fmt: skip
 
@@ -70,17 +70,20 @@ def make_program(ensemble: Ensemble, *, max_doubles: int) -> Program:
     splits = splits_of(ensemble)
     trees = cut_trees(ensemble, splits, max_doubles=max_doubles)
     layout = _Layout(splits)
-    output_start, run_start = [0], []
-    in_run = RUN_DOUBLES
+    output_start: list[int] = [0]
+    run_start: list[int] = []
+    run_factored: list[int] = []
     for output in range(ensemble.n_outputs):
         for tree in range(output, ensemble.n_trees, ensemble.n_outputs):
-            for position, chosen in enumerate(trees[tree]):
-                # a run is a tree, or a part of one whose tables are large
-                if position == 0 or in_run >= RUN_DOUBLES:
-                    run_start.append(layout.groups)
-                    in_run = 0
-                layout.add_group(chosen)
-                in_run += chosen.form.doubles
+            for run in _runs(trees[tree]):
+                run_start.append(layout.groups)
+                for chosen in run:
+                    if not chosen.form.terms:
+                        layout.add_group(chosen)
+                run_factored.append(layout.groups)
+                for chosen in run:
+                    if chosen.form.terms:
+                        layout.add_group(chosen)
         output_start.append(len(run_start))
     # the kernel looks one run ahead
     run_start += [layout.groups, layout.groups]
@@ -88,12 +91,26 @@ def make_program(ensemble: Ensemble, *, max_doubles: int) -> Program:
     arrays |= {
         "output_start": np.array(output_start, dtype=np.int64),
         "run_start": np.array(run_start, dtype=np.int64),
+        "run_factored": np.array(run_factored, dtype=np.int64),
         "used": len(ensemble.used),
     }
-    slots = np.diff(arrays["first_slot"])
-    return Program(
-        arrays, layout.doubles, layout.groups, int((arrays["terms"] == 0).sum()), int((-(-slots // LANES)).sum())
-    )
+    quads = -(-np.diff(arrays["first_slot"]) // LANES)
+    by_group = np.add.reduceat(np.append(quads, 0), arrays["first_part"][:-1]) if layout.groups else np.zeros(1)
+    arrays["most_quads"] = int(by_group[arrays["terms"] > 0].max(initial=0)) if layout.groups else 0
+    return Program(arrays, layout.doubles, layout.groups, int((arrays["terms"] == 0).sum()), int(quads.sum()))
+
+
+def _runs(tree: list[Chosen]) -> list[list[Chosen]]:
+    """A tree's groups, in several runs where their tables are large."""
+    runs: list[list[Chosen]] = []
+    doubles = RUN_DOUBLES
+    for chosen in tree:
+        if doubles >= RUN_DOUBLES:
+            runs.append([])
+            doubles = 0
+        runs[-1].append(chosen)
+        doubles += chosen.form.doubles
+    return runs
 
 
 class _Layout:
@@ -104,7 +121,7 @@ class _Layout:
         self._lists: dict[str, list[Any]] = {name: [] for name in _TYPES}
         self._columns = _Columns(splits.variables)
         self._rules: dict[tuple[str, int, int], int] = {}
-        self.doubles = self.groups = 0
+        self.doubles = self.groups = self._bits = 0
 
     def add_group(self, chosen: Chosen) -> None:
         group, form = chosen.group, chosen.form
@@ -113,6 +130,7 @@ class _Layout:
         a["terms"].append(form.terms)
         a["points"].append(form.points)
         self.groups += 1
+        self._bits = 0
         *above, below = form.parts
         if not form.terms:
             kinds = ["integral"]
@@ -131,9 +149,11 @@ class _Layout:
         features = list(dict.fromkeys(self._variables[v].feature for v in part))
         quads = -(-len(features) // LANES)
         record = -(-terms // LANES) * LANES + quads * terms * LANES if terms else LANES
-        a["first_plane"].append(len(a["plane_origin"]))
+        a["first_plane"].append(len(a["plane_scale"]))
         a["patterns"].append(patterns)
         a["record"].append(record)
+        a["key_shift"].append(self._bits)
+        self._bits += (patterns - 1).bit_length()
         a["first_slot"].append(len(a["slot"]))
         a["table"].append(self.doubles)
         a["rule"].append(self._rules.setdefault((kind, chosen.form.points, max(1, terms)), len(self._rules)))
@@ -163,7 +183,6 @@ class _Layout:
         a = self._lists
         a["first_term"].append(len(a["term_column"]))
         a["plane_scale"].append(scale)
-        origin = 0
         predicates: list[tuple[int, int, int, int]] = []
         for v, stride in members:
             if self._variables[v].thresholds is None:
@@ -173,14 +192,11 @@ class _Layout:
                 ]
                 continue
             # the state's number is a telescoping sum over the thresholds where it changes
-            now, changes = _changes(states[v], self._variables[v].all_cells)
-            origin += now * stride
-            for cell, difference in changes:
+            for cell, difference in _changes(states[v], self._variables[v].all_cells):
                 self._add_term(self._columns.numerical(v), 0, cell - 128, difference * stride)
         a["first_predicate"].append(len(a["term_column"]))
         for term in predicates:
             self._add_term(*term)
-        a["plane_origin"].append(origin)
 
     def _add_term(self, column: int, mask: int, threshold: int, delta: int) -> None:
         a = self._lists
@@ -224,21 +240,20 @@ class _Layout:
         return arrays | self._columns.arrays()
 
 
-def _changes(states: list[int], all_cells: int) -> tuple[int, list[tuple[int, int]]]:
-    """Number of the first cell's state, and (last cell before a change, difference of the numbers)."""
+def _changes(states: list[int], all_cells: int) -> list[tuple[int, int]]:
+    """Where the state's number changes from cell to cell: (last cell before, difference). It is 0 at cell 0."""
     edges = 0
     for cells in states:
         edges |= cells ^ (cells >> 1)
     edges &= all_cells >> 1
-    first = now = _state_of(states, 0)
-    changes = []
+    now, changes = 0, []
     while edges:
         cell = (edges & -edges).bit_length() - 1
         edges &= edges - 1
         following = _state_of(states, cell + 1)
         changes.append((cell, following - now))
         now = following
-    return first, changes
+    return changes
 
 
 def _state_of(states: list[int], cell: int) -> int:
@@ -298,12 +313,10 @@ class _Columns:
                 counts.append(len(owner.thresholds))
                 n_thresholds += padded
             else:
-                bytes_of_class.append(
-                    np.array(
-                        [sum(1 << bit for bit, in_set in enumerate(held) if in_set >> cell & 1) for cell in range(owner.cells)],
-                        dtype=np.uint8,
-                    )
-                )
+                predicates = [
+                    sum(1 << bit for bit, cells in enumerate(held) if cells >> c & 1) for c in range(owner.cells)
+                ]
+                bytes_of_class.append(np.array(predicates, dtype=np.uint8))
                 starts.append(n_bytes)
                 counts.append(owner.cells)
                 n_bytes += owner.cells

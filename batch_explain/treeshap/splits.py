@@ -3,8 +3,8 @@
 The kernel turns each value into a byte code. All splits of a numerical feature that treat missing values alike share a
 *variable*: its cells are the intervals between their thresholds, the code is the interval's number, and a missing value
 falls into the first or the last interval, which is where such splits send it. A categorical feature is one variable,
-whose cells are the classes of categories that no split tells apart. A split, and any conjunction of splits along a path,
-is then a set of cells; sets are the bits of Python integers.
+whose cells are the classes of categories that no split tells apart. A split, and any conjunction of splits along a
+path, is then a set of cells; sets are the bits of Python integers.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,12 @@
-// Exact path-dependent TreeSHAP by pattern tables. Knows only arrays; ../plan.py says what they hold and why.
+// Exact path-dependent TreeSHAP by pattern tables. Knows only arrays; ../groups.py says what is computed and why,
+// ../program.py fills the arrays.
 //
-// Per block of rows: (1) encode: each column of split thresholds turns values into byte codes; (2) per group, the codes
-// turn into a pattern number for each row; (3) per four features of the group, the row's pattern selects four doubles
-// of a table, which are transposed and added to the features' accumulators; (4) the accumulators go to the results.
+// Per block of rows: (1) each column turns a feature's values into byte codes; (2) for each group of leaves, the codes
+// give the number of a pattern for each row; (3) for each quad of the group's features, the pattern selects four doubles
+// of a table, which for four rows are transposed and added to the features' sums; (4) the sums go to the results.
+//
+// A block is cut into chunks, small enough that the sums that one tree adds to stay in the first-level cache; it has many
+// chunks, so that a tree's tables, once they are in the second-level cache, serve many rows.
 //
 // The generic code below is compiled three times, for baseline x86-64 (or any other CPU), AVX2 and AVX-512. Every row
 // is computed by the same additions and multiplications in the same order (no contraction to fused operations), so the
@@ -18,6 +22,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -36,10 +41,8 @@ using i8x32u = int8_t __attribute__((vector_size(32), aligned(1)));
 
 constexpr int LANES = 4;     // features of a quad: doubles that one pattern selects together
 constexpr int TILE = 128;    // rows whose values are encoded at a time
-#ifndef CHUNK_ROWS
-#define CHUNK_ROWS 256
-#endif
-constexpr int CHUNK = CHUNK_ROWS;   // rows that a tree is run over at a time
+constexpr int CHUNK = 256;   // rows that a tree is run over at a time
+constexpr int64_t MAX_SUMS = 2 << 20;  // doubles: a block has fewer chunks where there are many features
 // Rows of arrays are this far apart: at equal offsets within a page, a load would wait for the last store to any other
 // array (they look alike to the CPU in their low 12 bits), and all would compete for the same few cache lines.
 constexpr int SUMS = CHUNK + 8, CODES = CHUNK + 32;
@@ -49,7 +52,7 @@ constexpr double ZERO_THRESHOLD = 1.0000000180025095e-35;  // LightGBM's kZeroTh
 template <class T>
 using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-// ---- what the arrays of a plan hold (see plan.py: Program) ------------------------------------------------------
+// ---- the arrays of a program ----------------------------------------------------------------------------------------
 
 struct Columns {  // each turns one feature's value into a byte: the number of its thresholds below the value, minus 128
   int n;
@@ -57,11 +60,11 @@ struct Columns {  // each turns one feature's value into a byte: the number of i
   const int8_t *kind;         // 0 numerical, 1 categorical
   const int8_t *missing;      // 0 none, 1 zero, 2 NaN
   const int8_t *default_left;
-  const int64_t *start;       // numerical: thresholds [start, start + count); categorical: bytes of lut
+  const int64_t *start;       // numerical: thresholds [start, start + count); categorical: bytes_of_class
   const int32_t *count;       // numerical: thresholds; categorical: number of classes
   const int32_t *lookup;      // categorical: which class table
   const double *thresholds;
-  const uint8_t *lut;         // class -> byte of predicates
+  const uint8_t *bytes_of_class;  // class -> predicates, a bit each
   const int64_t *class_start; // class tables: [class_start, class_start + class_count)
   const int64_t *class_count;
   const int32_t *classes;     // category -> class; 0: not in any set
@@ -76,16 +79,17 @@ struct Terms {  // add delta to the pattern where code > threshold or, of a pred
 
 struct Groups {
   const int64_t *output_start;  // runs of an output
-  const int64_t *run_start;     // groups of a run
+  const int64_t *run_start;     // groups of a run: first the direct ones,
+  const int64_t *run_factored;  // then those in parts
   const int32_t *first_part;
   const int32_t *terms;         // quadrature points or moments; 0: a direct group, its single part integrated
   const int32_t *first_plane;   // of a part
   const int64_t *patterns;      // of a part
   const int32_t *record;        // of a part: doubles of one pattern (direct: of one pattern and quad)
+  const int32_t *key_shift;     // of a part: where its pattern stands in a key of all parts' patterns
   const int32_t *first_slot;    // of a part: its features
   const int64_t *table;         // of a part: where its doubles begin
   const int32_t *slot;          // feature of a table column: position among the used features
-  const uint8_t *plane_origin;
   const int32_t *plane_scale;   // pattern = sum of plane x scale
   const int64_t *first_term, *first_predicate;  // of a plane: its terms, and those of them that are predicates
 };
@@ -114,14 +118,29 @@ struct Output {
   const double *map_data;
 };
 
-// A block of rows is cut into chunks, small enough that the accumulators that one tree adds to stay in the first-level
-// cache; a block is many chunks, so that a tree's tables, once they are in the second-level cache, serve many rows.
+struct Buffer {  // aligned for vectors, and not touched before it is used
+  std::unique_ptr<double[]> memory;
+  double *begin = nullptr;
+  void allocate(size_t n) {
+    memory.reset(new double[n + 8]);
+    begin = memory.get() + (64 - (uintptr_t)memory.get() % 64) % 64 / 8;
+  }
+  double *data() { return begin; }
+};
+
 struct Scratch {
   int64_t chunks;
   std::vector<double> values;      // (feature, TILE)
   std::vector<double> sums;        // (chunk, feature, SUMS)
   std::vector<int8_t> codes;       // (chunk, column, CODES)
-  std::vector<uint32_t> patterns;  // (part of a group, CHUNK)
+  std::vector<uint32_t> patterns;  // (part of a group, row of the block)
+  // the combinations of patterns that occur in the block: number of each row's (times LANES), first row of each,
+  std::vector<uint32_t> id, row;
+  std::vector<uint64_t> key;       // of each row, the patterns of all parts in one number,
+  std::vector<uint32_t> heads;     // and the hash table that finds them: their numbers plus 1
+  Buffer occurring;         // (quad of a group, combination, LANES)
+
+  int64_t rows() const { return chunks * CHUNK; }
 
   double *sums_of(int64_t chunk, int features) { return sums.data() + chunk * features * SUMS; }
   int8_t *codes_of(int64_t chunk, int columns) { return codes.data() + chunk * columns * CODES; }
@@ -191,14 +210,14 @@ INLINE void encode(const Columns &c, const double *values, int8_t *codes) {
       continue;
     }
     if (classified != c.lookup[column]) classify(c, classified = c.lookup[column], of, classes);
-    const uint8_t *lut = c.lut + c.start[column];
-    for (int i = 0; i < TILE; ++i) to[i] = (int8_t)lut[classes[i]];
+    const uint8_t *bytes = c.bytes_of_class + c.start[column];
+    for (int i = 0; i < TILE; ++i) to[i] = (int8_t)bytes[classes[i]];
   }
 }
 
 // ---- 2. codes -> patterns -----------------------------------------------------------------------------------------
 
-// Numbers of the patterns of CHUNK rows, times unit: sums over terms, 128 rows at a time in registers.
+// Number of each row's pattern, times unit: a sum over terms, 128 rows at a time in registers.
 INLINE void form_patterns(const Groups &g, const Terms &t, int part, const int8_t *codes, int rows, uint32_t unit,
                           uint32_t *patterns) {
   constexpr int BYTES = 32;
@@ -207,7 +226,7 @@ INLINE void form_patterns(const Groups &g, const Terms &t, int part, const int8_
     const int64_t begin = g.first_term[plane], predicates = g.first_predicate[plane], end = g.first_term[plane + 1];
     for (int r0 = 0; r0 < rows; r0 += TILE) {
       i8x32 sum[TILE / BYTES];
-      sum[0] = sum[1] = sum[2] = sum[3] = i8x32{} + (int8_t)g.plane_origin[plane];
+      sum[0] = sum[1] = sum[2] = sum[3] = i8x32{};
       for (int64_t k = begin; k < predicates; ++k) {
         const i8x32u *code = (const i8x32u *)(codes + t.column[k] * CODES + r0);
         const i8x32 threshold = i8x32{} + t.threshold[k], delta = i8x32{} + (int8_t)t.delta[k];
@@ -262,90 +281,90 @@ INLINE void add_quad(const double *table, const uint32_t *patterns, int rows, co
   }
 }
 
-INLINE void add_direct(const Groups &g, const double *tables, int part, const uint32_t *patterns, int rows, double *sums) {
-  const double *table = tables + g.table[part];
+// All features of a part; its quads' tables are stride doubles apart.
+INLINE void add_quads(const Groups &g, int part, const double *table, int64_t stride, const uint32_t *patterns, int rows,
+                      double *sums) {
   for (int slot = g.first_slot[part]; slot < g.first_slot[part + 1]; slot += LANES) {
     const int width = g.first_slot[part + 1] - slot;
     if (width >= 4) add_quad<4>(table, patterns, rows, g.slot + slot, sums);
     else if (width == 3) add_quad<3>(table, patterns, rows, g.slot + slot, sums);
     else if (width == 2) add_quad<2>(table, patterns, rows, g.slot + slot, sums);
     else add_quad<1>(table, patterns, rows, g.slot + slot, sums);
-    table += g.patterns[part] * LANES;
+    table += stride;
   }
 }
 
-// One quad of a factored part for four rows: contributions, shape (term, lane), times the factors of the other parts.
-template <int WIDTH>
-INLINE void add_products(const double *const *row, const double *const *factor, int terms, const int32_t *slot,
-                         double *sums, int r) {
-  double *to[WIDTH];
-  for (int i = 0; i < WIDTH; ++i) to[i] = sums + slot[i] * SUMS + r;
-  const double *r0 = row[0], *r1 = row[1], *r2 = row[2], *r3 = row[3];
-  const double *f0 = factor[0], *f1 = factor[1], *f2 = factor[2], *f3 = factor[3];
-  f64x4 a = *(const f64x4 *)r0 * f0[0], b = *(const f64x4 *)r1 * f1[0];
-  f64x4 c = *(const f64x4 *)r2 * f2[0], d = *(const f64x4 *)r3 * f3[0];
-  for (int m = 1; m < terms; ++m) {
-    a += *(const f64x4 *)(r0 + m * LANES) * f0[m];
-    b += *(const f64x4 *)(r1 + m * LANES) * f1[m];
-    c += *(const f64x4 *)(r2 + m * LANES) * f2[m];
-    d += *(const f64x4 *)(r3 + m * LANES) * f3[m];
+// The rows of a block that have the same patterns in all parts of a group, found by hashing: id[r] numbers the row's
+// combination in the order of first appearance, row[id] is the first row that has it. Returns how many there are.
+INLINE int64_t number_combinations(const Groups &g, int first, int last, int64_t rows, Scratch &s) {
+  if (g.key_shift[last - 1] >= 48) {  // beyond what a key is sure to hold: take all rows as different
+    for (int64_t r = 0; r < rows; ++r) s.id[r] = (s.row[r] = (uint32_t)r) * LANES;
+    return rows;
   }
-  add_transposed<WIDTH>(a, b, c, d, to, 0);
-}
-
-INLINE void add_part(const Groups &g, int part, const double *const *row, const double *const *factor, int terms,
-                     double *sums, int r) {
-  const double *at[LANES] = {row[0], row[1], row[2], row[3]};
-  const int last = g.first_slot[part + 1];
-  for (int slot = g.first_slot[part]; slot < last; slot += LANES) {
-    const int width = last - slot;
-    if (width >= 4) add_products<4>(at, factor, terms, g.slot + slot, sums, r);
-    else if (width == 3) add_products<3>(at, factor, terms, g.slot + slot, sums, r);
-    else if (width == 2) add_products<2>(at, factor, terms, g.slot + slot, sums, r);
-    else add_products<1>(at, factor, terms, g.slot + slot, sums, r);
-    for (int i = 0; i < LANES; ++i) at[i] += terms * LANES;
+  uint64_t *key = s.key.data();
+  for (int64_t r = 0; r < rows; ++r) key[r] = s.patterns[r];
+  for (int part = first + 1; part < last; ++part) {
+    const uint32_t *patterns = s.patterns.data() + (part - first) * s.rows();
+    for (int64_t r = 0; r < rows; ++r) key[r] |= (uint64_t)patterns[r] << g.key_shift[part];
   }
-}
-
-// Two parts: each one's contributions, times the other's products. A record of a part's table, one for each pattern, is
-// (padded term) products, then (quad, term, lane) contributions.
-INLINE void add_two_parts(const Groups &g, const double *tables, int part, int terms, const uint32_t *patterns, int rows,
-                          double *sums) {
-  const int padded = (terms + LANES - 1) / LANES * LANES;
-  const double *first = tables + g.table[part], *second = tables + g.table[part + 1];
-  for (int r = 0; r < rows; r += LANES) {
-    const double *one[LANES], *two[LANES], *one_row[LANES], *two_row[LANES];
-    for (int i = 0; i < LANES; ++i) {
-      one[i] = first + patterns[r + i];
-      two[i] = second + patterns[CHUNK + r + i];
-      one_row[i] = one[i] + padded;
-      two_row[i] = two[i] + padded;
+  const uint64_t mask = s.heads.size() - 1;
+  std::fill(s.heads.begin(), s.heads.end(), 0);
+  int64_t found = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    uint64_t at = (key[r] * 0x9E3779B97F4A7C15u >> 40) & mask;
+    while (s.heads[at] && key[s.row[s.heads[at] - 1]] != key[r]) at = (at + 1) & mask;
+    if (!s.heads[at]) {
+      s.row[found] = (uint32_t)r;
+      s.heads[at] = (uint32_t)++found;
     }
-    add_part(g, part, one_row, two, terms, sums, r);
-    add_part(g, part + 1, two_row, one, terms, sums, r);
+    s.id[r] = (s.heads[at] - 1) * LANES;
+  }
+  return found;
+}
+
+// One part's contributions, (quad, term, lane), times the factors of the other parts, for one combination of patterns.
+INLINE void combine(const double *contributions, const double *factor, int quads, int terms, double *to, int64_t stride) {
+  for (int quad = 0; quad < quads; ++quad, contributions += terms * LANES, to += stride) {
+    f64x4 sum = *(const f64x4 *)contributions * factor[0];
+    for (int m = 1; m < terms; ++m) sum += *(const f64x4 *)(contributions + m * LANES) * factor[m];
+    *(f64x4 *)to = sum;
   }
 }
 
-// Any number of parts: the products of all others are formed first, at each quadrature point.
-INLINE void add_many_parts(const Groups &g, const double *tables, int first, int last, int terms,
-                           const uint32_t *patterns, int rows, double *sums) {
-  const int padded = (terms + LANES - 1) / LANES * LANES;
-  alignas(32) double rest[LANES * MAX_POINTS];
-  for (int r = 0; r < rows; r += LANES)
+INLINE const double *record_of(const Groups &g, const double *tables, int part, int first, int64_t r, const Scratch &s) {
+  return tables + g.table[part] + (int64_t)s.patterns[(part - first) * s.rows() + r] * g.record[part];
+}
+
+// A group in parts: tabulate the combinations of patterns that occur in this block, then look them up. A record of a part's
+// table, one for each of its patterns, is (padded term) products, then (quad, term, lane) contributions. Two parts hold
+// coefficients, so that each one's contributions meet the other's products; more hold values at points, so that the products
+// of all others are formed first.
+INLINE void tabulate(const Groups &g, const double *tables, int first, int last, int terms, int64_t found, Scratch &s) {
+  const int padded = (terms + LANES - 1) / LANES * LANES, parts = last - first;
+  const int64_t stride = s.rows() * LANES;
+  alignas(32) double rest[MAX_POINTS];
+  for (int64_t id = 0; id < found; ++id) {
+    const int64_t r = s.row[id];
+    double *to = s.occurring.data() + id * LANES;
     for (int part = first; part < last; ++part) {
-      const double *row[LANES], *factor[LANES];
-      for (int i = 0; i < LANES; ++i) {
-        row[i] = tables + g.table[part] + patterns[(part - first) * CHUNK + r + i] + padded;
-        factor[i] = rest + i * padded;
+      const double *record = record_of(g, tables, part, first, r, s);
+      const double *factor = rest;
+      if (parts == 2) {
+        const int other = part == first ? last - 1 : first;
+        factor = record_of(g, tables, other, first, r, s);
+      } else {
         for (int p = 0; p < padded; p += LANES) {
           f64x4 product = f64x4{} + 1.0;
           for (int other = first; other < last; ++other)
-            if (other != part) product *= *(const f64x4 *)(tables + g.table[other] + patterns[(other - first) * CHUNK + r + i] + p);
-          *(f64x4 *)(rest + i * padded + p) = product;
+            if (other != part) product *= *(const f64x4 *)(record_of(g, tables, other, first, r, s) + p);
+          *(f64x4 *)(rest + p) = product;
         }
       }
-      add_part(g, part, row, factor, terms, sums, r);
+      const int quads = (g.first_slot[part + 1] - g.first_slot[part] + LANES - 1) / LANES;
+      combine(record + padded, factor, quads, terms, to, stride);
+      to += quads * stride;
     }
+  }
 }
 
 // ---- 4. sums -> results -------------------------------------------------------------------------------------------
@@ -371,7 +390,12 @@ INLINE void store(const Input &in, const Output &out, int o, int64_t first, int6
   }
 }
 
-// While a tree is run over the chunks, the next tree's tables come into the second-level cache, a share for each chunk.
+// Rows of a chunk that are computed: those beyond the last row, up to a tile, are not stored.
+INLINE int rows_of(int64_t chunk, int64_t left) {
+  return (int)std::min<int64_t>((left - chunk * CHUNK + TILE - 1) / TILE * TILE, CHUNK);
+}
+
+// While a run is worked on, the next run's tables come into the second-level cache, a share for each chunk.
 INLINE void prefetch(const double *tables, const Groups &g, int64_t run, int64_t chunk, int64_t chunks) {
   constexpr int64_t LINE = 8;  // doubles
   const int64_t from = g.table[g.first_part[g.run_start[run]]], to = g.table[g.first_part[g.run_start[run + 1]]];
@@ -390,23 +414,36 @@ INLINE void explain_rows(const Columns &c, const Terms &t, const Groups &g, cons
     }
     for (int o = 0; o < out.n_outputs; ++o) {
       std::fill(s.sums.begin(), s.sums.end(), 0.0);
-      for (int64_t run = g.output_start[o]; run < g.output_start[o + 1]; ++run)
+      for (int64_t run = g.output_start[o]; run < g.output_start[o + 1]; ++run) {
+        const int64_t g0 = g.run_start[run], factored = g.run_factored[run], g1 = g.run_start[run + 1];
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-          // rows beyond the last one are computed up to a tile and not stored
-          const int rows = (int)std::min<int64_t>((left - chunk * CHUNK + TILE - 1) / TILE * TILE, CHUNK);
-          const int8_t *codes = s.codes_of(chunk, c.n);
-          double *sums = s.sums_of(chunk, in.features);
           prefetch(tables, g, run + 1, chunk, chunks);
-          for (int64_t group = g.run_start[run]; group < g.run_start[run + 1]; ++group) {
-            const int p0 = g.first_part[group], p1 = g.first_part[group + 1];
-            for (int part = p0; part < p1; ++part)
-              form_patterns(g, t, part, codes, rows, (uint32_t)g.record[part], s.patterns.data() + (part - p0) * CHUNK);
-            const int terms = g.terms[group];
-            if (terms == 0) add_direct(g, tables, p0, s.patterns.data(), rows, sums);
-            else if (p1 - p0 == 2) add_two_parts(g, tables, p0, terms, s.patterns.data(), rows, sums);
-            else add_many_parts(g, tables, p0, p1, terms, s.patterns.data(), rows, sums);
+          for (int64_t group = g0; group < factored; ++group) {
+            const int part = g.first_part[group];
+            form_patterns(g, t, part, s.codes_of(chunk, c.n), rows_of(chunk, left), LANES, s.patterns.data());
+            add_quads(g, part, tables + g.table[part], g.patterns[part] * LANES, s.patterns.data(), rows_of(chunk, left),
+                      s.sums_of(chunk, in.features));
           }
         }
+        for (int64_t group = factored; group < g1; ++group) {
+          const int p0 = g.first_part[group], p1 = g.first_part[group + 1];
+          for (int64_t chunk = 0; chunk < chunks; ++chunk)
+            for (int part = p0; part < p1; ++part)
+              form_patterns(g, t, part, s.codes_of(chunk, c.n), rows_of(chunk, left), 1,
+                            s.patterns.data() + (part - p0) * s.rows() + chunk * CHUNK);
+          const int64_t rows = (chunks - 1) * CHUNK + rows_of(chunks - 1, left);
+          const int64_t found = number_combinations(g, p0, p1, rows, s);
+          tabulate(g, tables, p0, p1, g.terms[group], found, s);
+          for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+            const double *table = s.occurring.data();
+            for (int part = p0; part < p1; ++part) {
+              add_quads(g, part, table, s.rows() * LANES, s.id.data() + chunk * CHUNK, rows_of(chunk, left),
+                        s.sums_of(chunk, in.features));
+              table += (g.first_slot[part + 1] - g.first_slot[part] + LANES - 1) / LANES * s.rows() * LANES;
+            }
+          }
+        }
+      }
       for (int64_t chunk = 0; chunk < chunks; ++chunk)
         store(in, out, o, first + chunk * CHUNK, std::min<int64_t>(left - chunk * CHUNK, CHUNK),
               s.sums_of(chunk, in.features));
@@ -568,9 +605,9 @@ template <class T> Array<T> array(const nb::dict &arrays, const char *name) {
 template <class T> const T *data(const nb::dict &arrays, const char *name) { return array<T>(arrays, name).data(); }
 
 Groups groups_of(const nb::dict &a) {
-  return {data<int64_t>(a, "output_start"), data<int64_t>(a, "run_start"), data<int32_t>(a, "first_part"),    data<int32_t>(a, "terms"),
-          data<int32_t>(a, "first_plane"),  data<int64_t>(a, "patterns"),      data<int32_t>(a, "record"),      data<int32_t>(a, "first_slot"),
-          data<int64_t>(a, "table"),        data<int32_t>(a, "slot"),          data<uint8_t>(a, "plane_origin"),
+  return {data<int64_t>(a, "output_start"), data<int64_t>(a, "run_start"), data<int64_t>(a, "run_factored"), data<int32_t>(a, "first_part"),    data<int32_t>(a, "terms"),
+          data<int32_t>(a, "first_plane"),  data<int64_t>(a, "patterns"),      data<int32_t>(a, "record"), data<int32_t>(a, "key_shift"),      data<int32_t>(a, "first_slot"),
+          data<int64_t>(a, "table"),        data<int32_t>(a, "slot"),          
           data<int32_t>(a, "plane_scale"),  data<int64_t>(a, "first_term"),    data<int64_t>(a, "first_predicate")};
 }
 
@@ -644,15 +681,23 @@ void explain(const std::string &isa, int64_t block, const nb::dict &a, Array<dou
   out.map_indptr = map_indptr.data();
   out.map_indices = map_indices.data();
   out.map_data = map_data.data();
-  const int64_t widest = nb::cast<int64_t>(a["widest"]);
+  const int64_t widest = nb::cast<int64_t>(a["widest"]), quads = nb::cast<int64_t>(a["most_quads"]);
   const double *table = tables.data();
   nb::gil_scoped_release release;
   Scratch s;
-  s.chunks = std::max<int64_t>(1, (std::min(block, end - begin) + CHUNK - 1) / CHUNK);
+  const int64_t most = MAX_SUMS / (SUMS * std::max(1, in.features));
+  s.chunks = std::max<int64_t>(1, std::min((std::min(block, end - begin) + CHUNK - 1) / CHUNK, most));
   s.values.assign((size_t)in.features * TILE, 0.0);
   s.sums.assign((size_t)s.chunks * in.features * SUMS, 0.0);
   s.codes.assign((size_t)s.chunks * c.n * CODES, 0);
-  s.patterns.assign((size_t)widest * CHUNK, 0);
+  s.patterns.assign((size_t)widest * s.rows(), 0);
+  s.key.assign(s.rows(), 0);
+  s.id.assign(s.rows(), 0);
+  s.row.assign(s.rows(), 0);
+  size_t heads = 1;
+  while ((int64_t)heads < 2 * s.rows()) heads *= 2;
+  s.heads.assign(heads, 0);
+  s.occurring.allocate((size_t)quads * s.rows() * LANES);
   function(c, t, g, table, in, out, s);
 }
 
