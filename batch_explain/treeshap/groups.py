@@ -24,19 +24,24 @@ Groups are chosen tree by tree, from the leaves up: the cheapest by a cost model
 has a price, which is raised until a bound on the memory is met.
 """
 
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
+from batch_explain.errors import ArtifactError
 from batch_explain.trees.ensemble import Ensemble
-from batch_explain.treeshap.splits import Splits
+from batch_explain.treeshap.splits import Splits, Variable
 
 LANES = 4  # of the kernel: columns of a table that one look-up reads
 MAX_DIRECT = 4096  # patterns of a direct table
 MAX_PART = 512  # patterns of each of two parts
-MANY_FEATURES = 4  # of each of many parts
+MAX_PARTS = 160
+MAX_FEATURES = 512  # on one path
+MANY_FEATURES = (4, 2)  # of each of many parts: as fast as can be, or as small
 
 # Price of a double of table in cycles a row: what it costs to stream the tables once for every block of rows.
 STREAMING = 3e-4
@@ -71,8 +76,7 @@ class Leaf:
     zero_fraction: dict[int, float]
 
 
-@dataclass(frozen=True)
-class Form:
+class Form(NamedTuple):
     """How a group's tables could be laid out.
 
     Parameters
@@ -81,8 +85,9 @@ class Form:
         Cycles a row.
     doubles : int
         Size of the tables.
-    parts : tuple of tuple of int
-        Variables of each part; the last part's table sums over the leaves.
+    sizes : tuple of int
+        Number of features of each part but the last, taken from those that are split only above the root, in their
+        order; the last part has all others, and its table sums over the leaves. Empty: a single part.
     terms : int
         Coefficients or points that are stored; 0: direct.
     points : int
@@ -91,7 +96,7 @@ class Form:
 
     cost: float
     doubles: int
-    parts: tuple[tuple[int, ...], ...]
+    sizes: tuple[int, ...]
     terms: int
     points: int
 
@@ -108,7 +113,7 @@ class Group:
     split_below : frozenset of int
         Features that are split at or below the root.
     forms : list of Form
-        Ways to lay it out.
+        Ways to lay it out; none where it has too many patterns.
     """
 
     leaves: list[Leaf]
@@ -123,6 +128,26 @@ class Chosen:
 
     group: Group
     form: Form
+
+    def parts(self, variables: Sequence[Variable]) -> list[list[int]]:
+        """The variables of each part."""
+        by_feature = _by_feature(self.group.sets, variables)
+        above = [feature for feature in by_feature if feature not in self.group.split_below]
+        parts, start = [], 0
+        for size in self.form.sizes:
+            parts.append(above[start : start + size])
+            start += size
+        taken = set(above[:start])
+        parts.append([feature for feature in by_feature if feature not in taken])
+        return [[v for feature in part for v in by_feature[feature]] for part in parts]
+
+
+def _by_feature(sets: Iterable[int], variables: Sequence[Variable]) -> dict[int, list[int]]:
+    """Variables of each feature, in the order of the path."""
+    found: dict[int, list[int]] = {}
+    for variable in sets:
+        found.setdefault(variables[variable].feature, []).append(variable)
+    return found
 
 
 def partition_cells(all_cells: int, sets: Iterable[int]) -> list[int]:
@@ -150,22 +175,47 @@ def cut_trees(ensemble: Ensemble, splits: Splits, *, max_doubles: int) -> list[l
     list of list of Chosen
         Groups of each tree.
     """
-    trees = [_Tree(ensemble, splits, tree) for tree in range(ensemble.n_trees)]
+    leaf_forms: dict[tuple[tuple[int, ...], int], list[Form]] = {}
+    _check_depth(ensemble)
+    trees = [_Tree(ensemble, splits, tree, leaf_forms) for tree in range(ensemble.n_trees)]
     price = STREAMING
     chosen = [tree.cut(price) for tree in trees]
     if _doubles(chosen) <= max_doubles:
         return chosen
     # raise the price until the bound is met, then halve the interval between the last two a few times
     while _doubles(chosen) > max_doubles and price < 1.0:
-        price *= 2.0
+        price *= 4.0
         chosen = [tree.cut(price) for tree in trees]
-    step = math.sqrt(2.0)
+    step = 2.0
     for _ in range(HALVINGS):
         found = [tree.cut(price / step) for tree in trees]
         if _doubles(found) <= max_doubles:
             chosen, price = found, price / step
         step = math.sqrt(step)
     return chosen
+
+
+def _check_depth(ensemble: Ensemble) -> None:
+    most = int(np.diff(ensemble.leaf_offset).max(initial=1))
+    if most > MAX_FEATURES and _longest_path(ensemble) > MAX_FEATURES:
+        raise ArtifactError(
+            f"A path of the ensemble splits on more than {MAX_FEATURES} distinct features, which is beyond what exact "
+            "SHAP values are computed for. Train the surrogate with a smaller num_leaves, or a max_depth."
+        )
+
+
+def _longest_path(ensemble: Ensemble) -> int:
+    """Most inner nodes on one path: no path has more distinct features."""
+    longest = 0
+    for tree in range(ensemble.n_trees):
+        nodes = slice(int(ensemble.node_offset[tree]), int(ensemble.node_offset[tree + 1]))
+        depth = np.ones(nodes.stop - nodes.start, dtype=np.int64)
+        for node, children in enumerate(zip(ensemble.left[nodes], ensemble.right[nodes], strict=True)):
+            for child in children:
+                if child >= 0:
+                    depth[child] = depth[node] + 1
+        longest = max(longest, int(depth.max(initial=0)))
+    return longest
 
 
 def _doubles(chosen: list[list[Chosen]]) -> int:
@@ -175,12 +225,19 @@ def _doubles(chosen: list[list[Chosen]]) -> int:
 class _Tree:
     """One tree: every group that it could be cut into, and the cheapest cut at a price of memory."""
 
-    def __init__(self, ensemble: Ensemble, splits: Splits, tree: int) -> None:
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        splits: Splits,
+        tree: int,
+        leaf_forms: dict[tuple[tuple[int, ...], int], list[Form]],
+    ) -> None:
         self._variables = splits.variables
         nodes = slice(int(ensemble.node_offset[tree]), int(ensemble.node_offset[tree + 1]))
         leaves = slice(int(ensemble.leaf_offset[tree]), int(ensemble.leaf_offset[tree + 1]))
         self._left, self._right = ensemble.left[nodes].tolist(), ensemble.right[nodes].tolist()
         self._states: dict[tuple[int, frozenset[int]], int] = {}
+        self._leaf_forms = leaf_forms
         paths = self._paths(
             splits.variable[nodes], splits.left[nodes], ensemble.node_count[nodes].tolist(),
             ensemble.leaf_count[leaves].tolist(), ensemble.leaf_value[leaves].tolist(),
@@ -240,26 +297,32 @@ class _Tree:
         return best[0][1]
 
     def _group(self, leaves: list[Leaf], sets: dict[int, frozenset[int]], below: frozenset[int] = frozenset()) -> Group:
-        group = Group(leaves, sets, below)
-        states = {variable: self._n_states(variable, found) for variable, found in sets.items()}
-        by_feature: dict[int, list[int]] = {}
-        for variable in sets:
-            by_feature.setdefault(self._variables[variable].feature, []).append(variable)
-        patterns = math.prod(states.values())
-        overhead = GROUP + TERM * (sum(states.values()) - len(states))
+        size: dict[int, int] = {}  # feature -> states of its variables together
+        terms, patterns = 0, 1
+        for variable, found in sets.items():
+            states = self._n_states(variable, found)
+            feature = self._variables[variable].feature
+            size[feature] = size[feature] * states if feature in size else states
+            terms += states - 1
+            patterns *= states
+        above = tuple(states for feature, states in size.items() if feature not in below)
+        if len(leaves) == 1:
+            shape = (above, terms)
+            if shape not in self._leaf_forms:
+                self._leaf_forms[shape] = _forms(above, (), len(above), 0, terms)
+            return Group(leaves, sets, below, self._leaf_forms[shape])
+        if patterns > MAX_DIRECT:
+            inside = tuple(size[feature] for feature in below if feature in size)
+            if math.prod(inside) > MAX_PART:
+                return Group(leaves, sets, below, [])
+        inside = tuple(states for feature, states in size.items() if feature in below)
         longest = max(len(leaf.zero_fraction) for leaf in leaves)
-        if patterns <= MAX_DIRECT:
-            group.forms.append(_direct(tuple(sets), patterns, len(by_feature), longest, overhead))
-        if patterns > 256:
-            group.forms += _two_parts(group, by_feature, states, overhead)
-        if patterns > 256:
-            group.forms += _many_parts(group, by_feature, states, longest, overhead)
-        return group
+        # a leaf's features are those above, which all share, and some of those below
+        return Group(leaves, sets, below, _forms(above, inside, longest, longest - len(above), terms))
 
     def _n_states(self, variable: int, sets: frozenset[int]) -> int:
         if len(sets) == 1:
-            (cells,) = sets
-            return 2 if 0 < cells < self._variables[variable].all_cells else 1
+            return 2
         key = (variable, sets)
         if key not in self._states:
             self._states[key] = len(partition_cells(self._variables[variable].all_cells, sets))
@@ -275,67 +338,70 @@ def _cheapest(group: Group, price: float) -> tuple[float, list[Chosen]]:
     return least, [Chosen(group, best)]
 
 
-def _direct(variables: tuple[int, ...], patterns: int, features: int, longest: int, overhead: float) -> Form:
-    quads = -(-features // LANES)
-    look_up = next(cost for most, cost in LOOK_UP if patterns <= most)
-    cost = overhead + PLANE * (1 if patterns <= 256 else 2) + quads * look_up
-    return Form(cost, quads * LANES * patterns, (variables,), 0, max(1, -(-longest // 2)))
+def _forms(above: tuple[int, ...], below: tuple[int, ...], longest: int, degree: int, terms: int) -> list[Form]:
+    """Every form that a group can take.
+
+    Parameters
+    ----------
+    above, below : tuple of int
+        States of each feature that is split only above the root, and of each that is split below it.
+    longest, degree : int
+        Most features of a leaf, and most of them that are split below the root.
+    terms : int
+        Terms of the patterns.
+    """
+    forms = []
+    patterns, features = math.prod(above) * math.prod(below), len(above) + len(below)
+    overhead = GROUP + TERM * terms
+    if patterns <= MAX_DIRECT:
+        quads = -(-features // LANES)
+        look_up = next(cost for most, cost in LOOK_UP if patterns <= most)
+        cost = overhead + PLANE * (1 if patterns <= 256 else 2) + quads * look_up
+        forms.append(Form(cost, quads * LANES * patterns, (), 0, max(1, -(-longest // 2))))
+    if patterns > 256:
+        kept = len(above)
+        while kept and math.prod(above[:kept]) > MAX_PART:  # the features next to the root join those below it
+            kept -= 1
+        joined = above[kept:] + below
+        if kept and math.prod(joined) <= MAX_PART:
+            forms.append(_two_parts(above[:kept], joined, degree + len(above) - kept, overhead))
+        if len(above) > 1 and math.prod(below) <= MAX_PART:
+            forms += [
+                _many_parts(above, below, most, longest, overhead)
+                for most in MANY_FEATURES
+                if len(above) // most + 2 <= MAX_PARTS
+            ]
+    return forms
 
 
-def _two_parts(group: Group, by_feature: dict[int, list[int]], states: dict[int, int], overhead: float) -> list[Form]:
-    above = [feature for feature in by_feature if feature not in group.split_below]
-    below = [feature for feature in by_feature if feature in group.split_below]
-    size = {feature: math.prod(states[v] for v in variables) for feature, variables in by_feature.items()}
-    above_patterns, below_patterns = math.prod(size[f] for f in above), math.prod(size[f] for f in below)
-    while above_patterns > MAX_PART:  # the features next to the root of the group join those below it
-        feature = above.pop()
-        below.append(feature)
-        above_patterns //= size[feature]
-        below_patterns *= size[feature]
-        if below_patterns > MAX_PART:
-            return []
-    if not above or below_patterns > MAX_PART:
-        return []
-    joined = set(below)
-    degree = max(sum(feature in joined for feature in leaf.zero_fraction) for leaf in group.leaves)
+def _two_parts(above: tuple[int, ...], below: tuple[int, ...], degree: int, overhead: float) -> Form:
     terms = min(len(above), degree) + 1
     cost, new, doubles = overhead, PARTS, 0
-    for features, patterns in ((above, above_patterns), (below, below_patterns)):
-        quads = -(-len(features) // LANES)
+    for states in (above, below):
+        patterns, quads = math.prod(states), -(-len(states) // LANES)
         record = _padded(terms) + quads * terms * LANES
         doubles += patterns * record
         cost += PLANE + quads * OCCURRING
         new += quads * (PART_QUAD + PART_TERM * terms) + record / 8 * _line(patterns * record)
-    cost += _lazily(2, above_patterns * below_patterns, new)
-    parts = tuple(tuple(v for feature in features for v in by_feature[feature]) for features in (above, below))
-    return [Form(cost, doubles, parts, terms, -(-(len(above) + degree) // 2) + 1)]
+    cost += _lazily(2, math.prod(above) * math.prod(below), new)
+    return Form(cost, doubles, (len(above),), terms, -(-(len(above) + degree) // 2) + 1)
 
 
-def _many_parts(
-    group: Group, by_feature: dict[int, list[int]], states: dict[int, int], longest: int, overhead: float
-) -> list[Form]:
-    above = [feature for feature in by_feature if feature not in group.split_below]
-    below = [feature for feature in by_feature if feature in group.split_below]
-    if math.prod(states[v] for feature in below for v in by_feature[feature]) > MAX_PART:
-        return []
-    count = max(2, -(-len(above) // MANY_FEATURES))
-    if len(above) < 2:
-        return []
-    pieces = [above[i * len(above) // count : (i + 1) * len(above) // count] for i in range(count)] + [below]
-    points = -(-longest // 2)
-    cost, new, doubles, combinations = overhead, PARTS, 0, 1
-    for features in pieces:
-        quads = -(-len(features) // LANES)
-        patterns = math.prod(states[v] for feature in features for v in by_feature[feature])
+def _many_parts(above: tuple[int, ...], below: tuple[int, ...], most: int, longest: int, overhead: float) -> Form:
+    count = max(2, -(-len(above) // most))
+    edges = [i * len(above) // count for i in range(count + 1)]
+    pieces = [above[start:stop] for start, stop in itertools.pairwise(edges)]
+    points = max(1, -(-longest // 2))
+    cost, new, doubles = overhead, PARTS, 0
+    for states in (*pieces, below):
+        patterns, quads = math.prod(states), -(-len(states) // LANES)
         record = _padded(points) + quads * points * LANES
         doubles += patterns * record
-        combinations *= patterns
         cost += PLANE + quads * OCCURRING
         new += quads * (PART_QUAD + PART_TERM * points) + record / 8 * _line(patterns * record)
-        new += MANY_PART + MANY_POINT * len(pieces) * _padded(points) / LANES
-    cost += _lazily(len(pieces), combinations, new)
-    parts = tuple(tuple(v for feature in features for v in by_feature[feature]) for features in pieces)
-    return [Form(cost, doubles, parts, points, points)]
+        new += MANY_PART + MANY_POINT * (count + 1) * _padded(points) / LANES
+    cost += _lazily(count + 1, math.prod(above) * math.prod(below), new)
+    return Form(cost, doubles, tuple(map(len, pieces)), points, points)
 
 
 def _lazily(parts: int, combinations: int, new: float) -> float:

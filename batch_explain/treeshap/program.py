@@ -131,10 +131,10 @@ class _Layout:
         a["points"].append(form.points)
         self.groups += 1
         self._bits = 0
-        *above, below = form.parts
+        *above, below = chosen.parts(self._variables)
         if not form.terms:
             kinds = ["integral"]
-        elif len(form.parts) == 2:
+        elif len(above) == 1:
             kinds = ["moments", "moments"]
         else:
             kinds = ["values"] * len(above) + ["weighted"]
@@ -142,7 +142,7 @@ class _Layout:
             self._add_part(part, [Leaf(1.0, group.leaves[0].cells, group.leaves[0].zero_fraction)], chosen, kind)
         self._add_part(below, group.leaves, chosen, kinds[-1])
 
-    def _add_part(self, part: tuple[int, ...], leaves: list[Leaf], chosen: Chosen, kind: str) -> None:
+    def _add_part(self, part: list[int], leaves: list[Leaf], chosen: Chosen, kind: str) -> None:
         a, terms = self._lists, chosen.form.terms
         states = {v: partition_cells(self._variables[v].all_cells, chosen.group.sets[v]) for v in part}
         patterns = math.prod(len(found) for found in states.values())

@@ -46,7 +46,7 @@ constexpr int64_t MAX_SUMS = 2 << 20;  // doubles: a block has fewer chunks wher
 // Rows of arrays are this far apart: at equal offsets within a page, a load would wait for the last store to any other
 // array (they look alike to the CPU in their low 12 bits), and all would compete for the same few cache lines.
 constexpr int SUMS = CHUNK + 8, CODES = CHUNK + 32;
-constexpr int MAX_POINTS = 256;  // enough for 512 distinct features on one path
+constexpr int MAX_POINTS = 256, MAX_PARTS = 160;  // enough for 512 distinct features on a path: see groups.py
 constexpr double ZERO_THRESHOLD = 1.0000000180025095e-35;  // LightGBM's kZeroThreshold, a float
 
 template <class T>
@@ -141,6 +141,7 @@ struct Scratch {
   Buffer occurring;         // (quad of a group, combination, LANES)
 
   int64_t rows() const { return chunks * CHUNK; }
+  int64_t stride() const { return (rows() + 24) * LANES; }  // of a quad's table: see SUMS
 
   double *sums_of(int64_t chunk, int features) { return sums.data() + chunk * features * SUMS; }
   int8_t *codes_of(int64_t chunk, int columns) { return codes.data() + chunk * columns * CODES; }
@@ -323,47 +324,66 @@ INLINE int64_t number_combinations(const Groups &g, int first, int last, int64_t
 }
 
 // One part's contributions, (quad, term, lane), times the factors of the other parts, for one combination of patterns.
-INLINE void combine(const double *contributions, const double *factor, int quads, int terms, double *to, int64_t stride) {
+// Returns where the next part's go.
+INLINE double *combine(const double *contributions, const double *factor, int quads, int terms, double *to,
+                       int64_t stride) {
   for (int quad = 0; quad < quads; ++quad, contributions += terms * LANES, to += stride) {
     f64x4 sum = *(const f64x4 *)contributions * factor[0];
     for (int m = 1; m < terms; ++m) sum += *(const f64x4 *)(contributions + m * LANES) * factor[m];
     *(f64x4 *)to = sum;
   }
+  return to;
 }
 
-INLINE const double *record_of(const Groups &g, const double *tables, int part, int first, int64_t r, const Scratch &s) {
-  return tables + g.table[part] + (int64_t)s.patterns[(part - first) * s.rows() + r] * g.record[part];
+INLINE int quads_of(const Groups &g, int part) {
+  return (g.first_slot[part + 1] - g.first_slot[part] + LANES - 1) / LANES;
 }
 
-// A group in parts: tabulate the combinations of patterns that occur in this block, then look them up. A record of a part's
-// table, one for each of its patterns, is (padded term) products, then (quad, term, lane) contributions. Two parts hold
-// coefficients, so that each one's contributions meet the other's products; more hold values at points, so that the products
-// of all others are formed first.
+// A group in parts: tabulate the combinations of patterns that occur in this block, to be looked up like a direct group's
+// patterns. A record of a part's table, one for each of its patterns, is (padded term) products, then (quad, term, lane)
+// contributions. Two parts hold coefficients, so that each one's contributions meet the other's products; more hold
+// values at points, where the products of all others are formed first.
 INLINE void tabulate(const Groups &g, const double *tables, int first, int last, int terms, int64_t found, Scratch &s) {
-  const int padded = (terms + LANES - 1) / LANES * LANES, parts = last - first;
-  const int64_t stride = s.rows() * LANES;
+  const int padded = (terms + LANES - 1) / LANES * LANES, vectors = padded / LANES, parts = last - first;
   alignas(32) double rest[MAX_POINTS];
+  const double *record[MAX_PARTS];
+  f64x4 before[MAX_PARTS][MAX_POINTS / LANES];  // products of all parts before this one
   for (int64_t id = 0; id < found; ++id) {
-    const int64_t r = s.row[id];
+    for (int i = 0; i < parts; ++i)
+      record[i] = tables + g.table[first + i] + (int64_t)s.patterns[i * s.rows() + s.row[id]] * g.record[first + i];
     double *to = s.occurring.data() + id * LANES;
-    for (int part = first; part < last; ++part) {
-      const double *record = record_of(g, tables, part, first, r, s);
-      const double *factor = rest;
-      if (parts == 2) {
-        const int other = part == first ? last - 1 : first;
-        factor = record_of(g, tables, other, first, r, s);
-      } else {
-        for (int p = 0; p < padded; p += LANES) {
-          f64x4 product = f64x4{} + 1.0;
-          for (int other = first; other < last; ++other)
-            if (other != part) product *= *(const f64x4 *)(record_of(g, tables, other, first, r, s) + p);
-          *(f64x4 *)(rest + p) = product;
-        }
-      }
-      const int quads = (g.first_slot[part + 1] - g.first_slot[part] + LANES - 1) / LANES;
-      combine(record + padded, factor, quads, terms, to, stride);
-      to += quads * stride;
+    if (parts == 2) {
+      to = combine(record[0] + padded, record[1], quads_of(g, first), terms, to, s.stride());
+      combine(record[1] + padded, record[0], quads_of(g, first + 1), terms, to, s.stride());
+      continue;
     }
+    for (int v = 0; v < vectors; ++v) {
+      f64x4 product = f64x4{} + 1.0;
+      for (int i = 0; i < parts; ++i) {
+        before[i][v] = product;
+        product *= *(const f64x4 *)(record[i] + v * LANES);
+      }
+    }
+    // from the last part to the first, so that after holds the product of all parts behind this one
+    f64x4 after[MAX_POINTS / LANES];
+    for (int v = 0; v < vectors; ++v) after[v] = f64x4{} + 1.0;
+    for (int i = parts - 1; i >= 0; --i) {
+      for (int v = 0; v < vectors; ++v) {
+        *(f64x4 *)(rest + v * LANES) = before[i][v] * after[v];
+        after[v] *= *(const f64x4 *)(record[i] + v * LANES);
+      }
+      to = combine(record[i] + padded, rest, quads_of(g, first + i), terms, to, s.stride());
+    }
+  }
+}
+
+// Look up what tabulate has made; it goes through two parts forward, and through more of them backward.
+INLINE void add_occurring(const Groups &g, int first, int last, const uint32_t *id, int rows, Scratch &s, double *sums) {
+  const double *table = s.occurring.data();
+  for (int i = 0; i < last - first; ++i) {
+    const int part = last - first == 2 ? first + i : last - 1 - i;
+    add_quads(g, part, table, s.stride(), id, rows, sums);
+    table += quads_of(g, part) * s.stride();
   }
 }
 
@@ -434,14 +454,8 @@ INLINE void explain_rows(const Columns &c, const Terms &t, const Groups &g, cons
           const int64_t rows = (chunks - 1) * CHUNK + rows_of(chunks - 1, left);
           const int64_t found = number_combinations(g, p0, p1, rows, s);
           tabulate(g, tables, p0, p1, g.terms[group], found, s);
-          for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-            const double *table = s.occurring.data();
-            for (int part = p0; part < p1; ++part) {
-              add_quads(g, part, table, s.rows() * LANES, s.id.data() + chunk * CHUNK, rows_of(chunk, left),
-                        s.sums_of(chunk, in.features));
-              table += (g.first_slot[part + 1] - g.first_slot[part] + LANES - 1) / LANES * s.rows() * LANES;
-            }
-          }
+          for (int64_t chunk = 0; chunk < chunks; ++chunk)
+            add_occurring(g, p0, p1, s.id.data() + chunk * CHUNK, rows_of(chunk, left), s, s.sums_of(chunk, in.features));
         }
       }
       for (int64_t chunk = 0; chunk < chunks; ++chunk)
@@ -697,7 +711,7 @@ void explain(const std::string &isa, int64_t block, const nb::dict &a, Array<dou
   size_t heads = 1;
   while ((int64_t)heads < 2 * s.rows()) heads *= 2;
   s.heads.assign(heads, 0);
-  s.occurring.allocate((size_t)quads * s.rows() * LANES);
+  s.occurring.allocate((size_t)quads * s.stride());
   function(c, t, g, table, in, out, s);
 }
 
