@@ -158,20 +158,23 @@ def _parse_tree(section: dict[str, str], number: int, width: int) -> _Tree:
     _check_children(nodes["left_child"], nodes["right_child"], leaves, number)
     if not all(np.isfinite(values).all() for values in (by_leaf["leaf_value"], by_leaf["leaf_count"])):
         _refuse(f"tree {number} has a leaf whose value or count is not a number")
-    if not np.all(nodes["internal_count"] > 0):
-        node = int(np.argmin(nodes["internal_count"] > 0))
+    if np.any(by_leaf["leaf_count"] < 0):
+        _refuse(f"tree {number} has a leaf whose count is negative")
+    counted = (nodes["internal_count"] > 0) & np.isfinite(nodes["internal_count"])
+    if not counted.all():
+        node = int(np.argmin(counted))
         raise ArtifactError(
             f"Inner node {node} of tree {number} of the LightGBM model has a count of "
             f"{nodes['internal_count'][node]:g}: SHAP's path probabilities below it are not defined. Make the "
             "explainer again from training data."
         )
-    categorical = (decision & _CATEGORICAL) != 0
-    sets, chosen = _parse_category_sets(section, nodes["threshold"], categorical, number)
-    missing = (decision >> _MISSING_SHIFT) & 3
-    if not np.isin(missing, list(_MISSING)).all():
-        _refuse(f"tree {number} has an unknown type of missing values")
     if np.isnan(nodes["threshold"]).any():
         _refuse(f"tree {number} has a threshold that is not a number")
+    missing = decision >> _MISSING_SHIFT
+    if not np.isin(missing, list(_MISSING)).all():
+        _refuse(f"tree {number} has an unknown type of missing values")
+    categorical = (decision & _CATEGORICAL) != 0
+    sets, chosen = _parse_category_sets(section, nodes["threshold"], categorical, number)
     return _Tree(
         feature=feature,
         threshold=np.where(categorical, np.nan, nodes["threshold"]),

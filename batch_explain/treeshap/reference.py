@@ -1,10 +1,12 @@
 """The definition, slowly: path-dependent SHAP values at any precision, for checking everything else.
 
 Importance of feature j in one leaf: v (o_j - z_j) times the integral over [0, 1] of prod over i != j of
-z_i + (o_i - z_i) t, here with the polynomial's coefficients multiplied out in mpmath numbers.
+z_i + (o_i - z_i) t, here with the polynomial's coefficients multiplied out. In decimal numbers rather than mpmath's,
+which take 30 times as long: a path of 60 features has a hundred thousand products.
 """
 
-from typing import Any
+from decimal import Decimal, localcontext
+from functools import reduce
 
 import numpy as np
 
@@ -36,7 +38,7 @@ def goes_left(ensemble: Ensemble, node: int, value: float) -> bool:
     return bool(value <= ensemble.threshold[node])
 
 
-def shap_values(ensemble: Ensemble, row: np.ndarray, *, digits: int = 50) -> np.ndarray:
+def shap_values(ensemble: Ensemble, row: np.ndarray, *, digits: int = 60) -> np.ndarray:
     """SHAP values of one row, shape (output, feature), computed with ``digits`` decimal digits and rounded at the end.
 
     Parameters
@@ -44,46 +46,56 @@ def shap_values(ensemble: Ensemble, row: np.ndarray, *, digits: int = 50) -> np.
     ensemble : Ensemble
     row : ndarray, shape (feature,)
     digits : int
-        Precision of all arithmetic; needs mpmath.
+        Precision of all arithmetic.
     """
-    import mpmath
-
-    with mpmath.workdps(digits):
-        totals = [[mpmath.mpf(0)] * ensemble.n_features for _ in range(ensemble.n_outputs)]
+    with localcontext() as context:
+        context.prec = digits
+        totals = [[Decimal(0)] * ensemble.n_features for _ in range(ensemble.n_outputs)]
         for tree in range(ensemble.n_trees):
             if ensemble.node_offset[tree + 1] > ensemble.node_offset[tree]:
-                _add_tree(ensemble, tree, row, totals[tree % ensemble.n_outputs], mpmath)
+                _add_tree(ensemble, tree, row, totals[tree % ensemble.n_outputs])
         return np.array([[float(value) for value in output] for output in totals])
 
 
-def _add_tree(ensemble: Ensemble, tree: int, row: np.ndarray, totals: list[Any], mpmath: Any) -> None:
+def _add_tree(ensemble: Ensemble, tree: int, row: np.ndarray, totals: list[Decimal]) -> None:
     first_node, first_leaf = int(ensemble.node_offset[tree]), int(ensemble.leaf_offset[tree])
-
-    def visit(node: int, path: dict[int, tuple[Any, bool]]) -> None:
+    # a stack, because a path can be longer than Python's recursion is deep
+    waiting: list[tuple[int, dict[int, tuple[Decimal, bool]]]] = [(0, {})]
+    while waiting:
+        node, path = waiting.pop()
         if node < 0:
-            _add_leaf(mpmath.mpf(float(ensemble.leaf_value[first_leaf + ~node])), path, totals, mpmath)
-            return
+            _add_leaf(Decimal(float(ensemble.leaf_value[first_leaf + ~node])), path, totals)
+            continue
         at = first_node + node
         feature = int(ensemble.feature[at])
         left = goes_left(ensemble, at, float(row[feature]))
-        zero, one = path.get(feature, (mpmath.mpf(1), True))
+        zero, one = path.get(feature, (Decimal(1), True))
         for child, taken in ((int(ensemble.left[at]), left), (int(ensemble.right[at]), not left)):
             cover = ensemble.node_count[first_node + child] if child >= 0 else ensemble.leaf_count[first_leaf + ~child]
-            ratio = mpmath.mpf(float(cover)) / mpmath.mpf(float(ensemble.node_count[at]))
-            visit(child, {**path, feature: (zero * ratio, one and taken)})
-
-    visit(0, {})
+            ratio = Decimal(float(cover)) / Decimal(float(ensemble.node_count[at]))
+            waiting.append((child, {**path, feature: (zero * ratio, one and taken)}))
 
 
-def _add_leaf(value: Any, path: dict[int, tuple[Any, bool]], totals: list[Any], mpmath: Any) -> None:
-    for feature, (zero, one) in path.items():
-        coefficients = [mpmath.mpf(1)]  # of t^0, t^1, ...
-        for other, (z, o) in path.items():
-            if other != feature:
-                slope = (1 if o else 0) - z
-                longer = [z * c for c in coefficients] + [mpmath.mpf(0)]
-                for power, c in enumerate(coefficients):
-                    longer[power + 1] += slope * c
-                coefficients = longer
-        integral = sum(c / (power + 1) for power, c in enumerate(coefficients))
-        totals[feature] += value * ((1 if one else 0) - zero) * integral
+def _add_leaf(value: Decimal, path: dict[int, tuple[Decimal, bool]], totals: list[Decimal]) -> None:
+    others = _products_of_others([Decimal(1)], list(path.values()))
+    for (feature, (zero, one)), coefficients in zip(path.items(), others, strict=True):
+        integral = sum((c / (power + 1) for power, c in enumerate(coefficients)), Decimal(0))
+        totals[feature] += value * (int(one) - zero) * integral
+
+
+def _products_of_others(product: list[Decimal], factors: list[tuple[Decimal, bool]]) -> list[list[Decimal]]:
+    """For each factor z + (o - z) t: ``product`` times all others, as coefficients of t^0, t^1, ..."""
+    if len(factors) == 1:
+        return [product]
+    half = len(factors) // 2
+    first, second = factors[:half], factors[half:]
+    return [
+        *_products_of_others(reduce(_times, second, product), first),
+        *_products_of_others(reduce(_times, first, product), second),
+    ]
+
+
+def _times(polynomial: list[Decimal], factor: tuple[Decimal, bool]) -> list[Decimal]:
+    zero, one = factor
+    slope = int(one) - zero
+    return [zero * c + slope * b for c, b in zip([*polynomial, Decimal(0)], [Decimal(0), *polynomial], strict=True)]
