@@ -45,6 +45,7 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--input", metavar="URL", help="Parquet file, folder or glob.")
 @click.option("--model", metavar="FILE", help="Pickle of the fitted pipeline; left out: the input is engineered.")
 @click.option("--explainer", metavar="FILE", help="scoring_explainer.pkl, or a LightGBM model text file.")
+@click.option("--feature-map", metavar="FILE", help="Parquet of raw_feature, engineered_feature, weight.")
 @click.option("--output", metavar="URL", help="Folder for the results; empty or new.")
 @click.option("--id-columns", metavar="A,B", help="Columns copied to every table (default: source_file, source_row).")
 @click.option(
@@ -58,6 +59,7 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--workers", metavar="N", help="Workers (default: one a core).")
 @click.option("--partition-rows", metavar="N", help="Most rows of one task (default: 100000).")
 @click.option("--batch-rows", metavar="N", help="Most rows of one step inside a task (default: 10000).")
+@click.option("--table-memory", metavar="SIZE", help="Most memory for TreeSHAP's tables (default: 400MB).")
 @click.option("--limit", metavar="N", help="Explain only the first N rows (a trial).")
 @click.option("--check", metavar="sample|all", help="Additivity on 256 rows a batch (default) or on every row.")
 @click.option("--dtype", metavar="float64|float32", help="How importances are stored (default: float64).")

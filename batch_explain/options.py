@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,12 @@ SCHEDULERS = ("processes", "threads", "sync")
 
 DEFAULT_PARTITION_ROWS = 100_000
 DEFAULT_BATCH_ROWS = 10_000
+DEFAULT_TABLE_MEMORY = 400_000_000  # bytes
+
+_UNITS = {"": 1, "B": 1, **{f"{p}B": 1000 ** (i + 1) for i, p in enumerate("KMGT")}} | {
+    f"{p}IB": 1024 ** (i + 1) for i, p in enumerate("KMGT")
+}
+_SMALLEST_TABLES = 1_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,8 @@ class RunOptions:
         ``scoring_explainer.pkl``, or a LightGBM model text file.
     model : str, optional
         Pickle of the fitted pipeline. Without it the input holds the engineered features by name.
+    feature_map : str, optional
+        Parquet of (raw_feature, engineered_feature, weight), for an explainer that holds no feature map.
     id_columns : tuple of str
         Columns copied to every table; empty: ``source_file`` and ``source_row``.
     columns_map : tuple of (str, str)
@@ -41,6 +50,8 @@ class RunOptions:
         Number of workers; None: one a core. A running cluster brings its own.
     partition_rows, batch_rows : int
         Largest number of rows of one task, and of one step inside it.
+    table_memory : int
+        Bound on TreeSHAP's tables, in bytes; local worker processes share them.
     limit : int or None
         Explain only the first rows (a trial).
     check : str
@@ -62,6 +73,7 @@ class RunOptions:
     output: str
     explainer: str
     model: str | None = None
+    feature_map: str | None = None
     id_columns: tuple[str, ...] = ()
     columns_map: tuple[tuple[str, str], ...] = ()
     outputs: tuple[str, ...] | None = None
@@ -69,6 +81,7 @@ class RunOptions:
     workers: int | None = None
     partition_rows: int = DEFAULT_PARTITION_ROWS
     batch_rows: int = DEFAULT_BATCH_ROWS
+    table_memory: int = DEFAULT_TABLE_MEMORY
     limit: int | None = None
     check: str = "sample"
     dtype: str = "float64"
@@ -85,7 +98,7 @@ class RunOptions:
         for name in ("input", "output", "explainer"):
             if values.get(name) is None:
                 raise OptionError(f"The option '{name}' is missing: a run needs input, explainer and output.")
-        for name in ("input", "output", "explainer", "model"):
+        for name in ("input", "output", "explainer", "model", "feature_map"):
             if values.get(name) is not None:
                 values[name] = _path(name, values[name])
         values["id_columns"] = _names("id_columns", values.get("id_columns") or ())
@@ -97,6 +110,10 @@ class RunOptions:
                 values[name] = _positive(name, values[name])
             elif name in ("partition_rows", "batch_rows"):
                 values.pop(name, None)
+        if values.get("table_memory") is None:
+            values.pop("table_memory", None)
+        else:
+            values["table_memory"] = _size("table_memory", values["table_memory"])
         return cls(**values)
 
     def __post_init__(self) -> None:
@@ -122,6 +139,11 @@ class RunOptions:
                 raise OptionError(
                     f"--columns-map gives the {place} {_listed(repeated)} more than once. Map each column once."
                 )
+
+    @property
+    def has_processes(self) -> bool:
+        """Whether several processes of one machine may run tasks."""
+        return self.scheduler not in ("threads", "sync") and self.workers != 1
 
     @property
     def pyarrow_compression(self) -> str | None:
@@ -177,6 +199,18 @@ def _pairs(value: Any) -> tuple[tuple[str, str], ...]:
             )
         pairs.append((str(names[0]), str(names[1])))
     return tuple(pairs)
+
+
+def _size(name: str, value: Any) -> int:
+    """Bytes of a size such as ``400MB``, ``2 GiB`` or ``1000000``."""
+    option = "--" + name.replace("_", "-")
+    found = re.fullmatch(r"\s*(\d[\d_]*(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
+    if not found or found[2].upper() not in _UNITS:
+        raise OptionError(f"{option} is '{value}'. Use a size such as 400MB, 2GB or 1GiB.")
+    size = int(float(found[1].replace("_", "")) * _UNITS[found[2].upper()])
+    if size < _SMALLEST_TABLES:
+        raise OptionError(f"{option} is '{value}'. Use at least 1MB.")
+    return size
 
 
 def _positive(name: str, value: Any) -> int:

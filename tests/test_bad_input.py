@@ -391,7 +391,7 @@ ARTIFACTS = [
          spoil=lambda p: text_of(p, lambda text: text[: len(text) // 2])),
     Case("surrogate_without_last_trees", 2, ("bad.txt", "not complete", "Booster.save_model"),
          spoil=lambda p: text_of(p, lambda text: text[: text.index("Tree=7")] + text[text.index("end of trees") :])),
-    Case("surrogate_damaged", 2, ("bad.txt", "cannot be read", "Booster.save_model"),
+    Case("surrogate_damaged", 2, ("bad.txt", "is damaged", "'threshold' of tree 0", "Booster.save_model"),
          spoil=lambda p: text_of(p, lambda text: text.replace("\nthreshold=", "\nthrushold="))),
     Case("surrogate_is_only_a_beginning", 2, ("bad.txt", "LightGBM model text", "Booster.save_model"),
          spoil=lambda p: text_of(p, lambda text: "tree\nversion=v4\n")),

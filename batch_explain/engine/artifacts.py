@@ -7,12 +7,13 @@ import numpy as np
 import pyarrow as pa
 
 from batch_explain.errors import ArtifactError, OptionError
-from batch_explain.explainers.base import Explainer, Matrix, apply_map, as_matrix, combine_maps
+from batch_explain.explainers.base import Explainer, Matrix, as_matrix, combine_maps
+from batch_explain.explainers.feature_map import take_feature_map
 from batch_explain.explainers.load import load_explainer
 from batch_explain.explainers.pickles import load_pickle
-from batch_explain.explainers.tree import DENSE_COLUMNS
 from batch_explain.options import TABLES, RunOptions
 from batch_explain.storage.filesystems import Location
+from batch_explain.storage.shared import shared_array
 from batch_explain.teachers.base import Predictions, Teacher
 from batch_explain.teachers.columns import Column, to_frame, to_matrix
 from batch_explain.teachers.load import teacher_of
@@ -27,9 +28,9 @@ class Batch:
     ----------
     matrix : ndarray or csr_matrix, shape (row, engineered)
         The featurizer's output.
-    engineered : ndarray, shape (output, used feature, row), float64
+    engineered : ndarray, shape (output, used feature, row), float64, or None
     raw : ndarray, shape (output, raw feature, row), float64, or None
-        None where there is no feature map.
+        None where they were not asked for; raw ones also where there is no feature map.
     margins : ndarray, shape (output, row), float64
     predictions : Predictions or None
     imputed : dict
@@ -37,7 +38,7 @@ class Batch:
     """
 
     matrix: Matrix
-    engineered: np.ndarray
+    engineered: np.ndarray | None
     raw: np.ndarray | None
     margins: np.ndarray
     predictions: Predictions | None
@@ -80,7 +81,13 @@ class Artifacts:
         ArtifactError
             If one is missing or unreadable, or they do not belong together.
         """
-        explainer = load_explainer(options.explainer)
+        explainer = load_explainer(
+            options.explainer,
+            table_bytes=options.table_memory,
+            make_array=shared_array if options.has_processes else None,
+        )
+        if options.feature_map is not None:
+            take_feature_map(explainer, options.feature_map)
         teacher = None
         if options.model is not None:
             place = Location(options.model)
@@ -122,9 +129,9 @@ class Artifacts:
     def row_bytes(self) -> int:
         """Estimate of the memory that one row's importances take while they are computed and written."""
         explainer = self.explainer
-        width, raw = len(explainer.engineered_features), len(explainer.raw_features or ())
-        whole = width + 1 if width <= DENSE_COLUMNS else 0  # LightGBM answers dense rows for all columns
-        return 8 * (explainer.n_outputs * (3 * len(explainer.used) + 2 * raw + whole) + whole + 1)
+        used, raw = len(explainer.used), len(explainer.raw_features or ())
+        # the row, its values as they are computed, and as they are encoded for their parts
+        return 8 * (used + explainer.n_outputs * (2 * used + 2 * raw + 1)) + explainer.scratch_bytes
 
     def tables(self, asked: tuple[str, ...] | None) -> tuple[str, ...]:
         """The tables that will be written.
@@ -146,13 +153,25 @@ class Artifacts:
                 )
         return tuple(table for table in TABLES if table not in missing and (asked is None or table in asked))
 
-    def explain(self, table: pa.Table) -> Batch:
-        """Featurize once, predict, explain, and derive the raw importances.
+    def levels(self, tables: tuple[str, ...]) -> tuple[str, ...]:
+        """The importances that are computed and summarised for a run that writes these tables.
+
+        Raw ones always, where there is a map; engineered ones where their table is written, or there are no others.
+        """
+        raw = self.explainer.feature_map is not None or self.explainer.featurizes
+        return tuple(
+            level for level, wanted in (("engineered", "engineered" in tables or not raw), ("raw", raw)) if wanted
+        )
+
+    def explain(self, table: pa.Table, levels: tuple[str, ...] = ("engineered", "raw")) -> Batch:
+        """Featurize once, predict, and explain.
 
         Parameters
         ----------
         table : pyarrow.Table
             The needed columns, by the model's names.
+        levels : tuple of str
+            The importances wanted.
 
         Raises
         ------
@@ -177,12 +196,8 @@ class Artifacts:
                 matrix = as_matrix(featurized)
         if table.num_rows:
             self.explainer.learn(matrix[:1])
-        found = self.explainer.explain_used(matrix)
-        return Batch(matrix, found.values, self._raw(found.values), found.margins, predictions, imputed)
-
-    def _raw(self, values: np.ndarray) -> np.ndarray | None:
-        weights = self.explainer.feature_map
-        return None if weights is None else apply_map(weights[:, self.explainer.used], values)
+        found = self.explainer.explain_used(matrix, values="engineered" in levels, raw="raw" in levels)
+        return Batch(matrix, found.values, found.raw, found.margins, predictions, imputed)
 
 
 def match(explainer: Explainer, teacher: Teacher | None) -> Artifacts:

@@ -49,7 +49,8 @@ class Executor(ABC):
     def __exit__(self, *exception: object) -> None:  # noqa: B027 - most have nothing to release
         """Release the workers."""
 
-    def load(self) -> None:  # noqa: B027 - threads share what is loaded
+    @abstractmethod
+    def load(self) -> None:
         """Load the artifacts on every worker, where that is not done yet; nothing is written."""
 
     @abstractmethod
@@ -75,6 +76,10 @@ class SyncExecutor(Executor):
     def __init__(self, context: Context) -> None:
         self._context = context
 
+    def load(self) -> None:
+        """See :class:`Executor`."""
+        self._context.artifacts.explainer.prepare()
+
     def run(self, partitions: Sequence[Partition]) -> Iterator[Receipt]:
         """See :class:`Executor`."""
         for partition in partitions:
@@ -94,6 +99,10 @@ class ThreadExecutor(Executor):
 
     def __exit__(self, *exception: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def load(self) -> None:
+        """See :class:`Executor`."""
+        self._context.artifacts.explainer.prepare()
 
     def run(self, partitions: Sequence[Partition]) -> Iterator[Receipt]:
         """See :class:`Executor`."""
@@ -157,7 +166,9 @@ class ClusterExecutor(Executor):
 
     def load(self) -> None:
         """See :class:`Executor`: what is missing on a worker is known before anything is written."""
-        self._guard(lambda: self._client.run(load_on_worker, self._plan.options, self._artifact_key))
+        self._guard(
+            lambda: self._client.run(load_on_worker, self._plan.options, self._artifact_key, self._plan.learned)
+        )
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
@@ -225,10 +236,12 @@ def run_on_worker(options: RunOptions, digest: str, index: int) -> Receipt:
     return run_partition(context, context.plan.partitions[index])
 
 
-def load_on_worker(options: RunOptions, artifact_key: tuple[tuple[str, str], ...]) -> None:
-    """Load the artifacts in a worker process."""
+def load_on_worker(options: RunOptions, artifact_key: tuple[tuple[str, str], ...], learned: dict[str, Any]) -> None:
+    """Load the artifacts in a worker process, and see whether it can compute as the planning one does."""
     with _LOADING:
-        _load_artifacts(options, artifact_key)
+        explainer = _load_artifacts(options, artifact_key)[0].explainer
+        explainer.take_learned(learned)
+        explainer.prepare()
 
 
 _LOADING = threading.Lock()

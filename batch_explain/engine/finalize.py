@@ -116,14 +116,15 @@ def _write_summaries(plan: Plan, artifacts: Artifacts, output: Location) -> list
     explainer = artifacts.explainer
     names = {"engineered": list(explainer.engineered_features), "raw": list(explainer.raw_features or ())}
     sizes = {"engineered": len(explainer.used), "raw": len(names["raw"])}
-    levels = ["engineered"] + (["raw"] if explainer.feature_map is not None else [])
+    levels = [level for level in plan.levels if level == "engineered" or explainer.feature_map is not None]
     merged = {level: Moments.empty(explainer.n_outputs, sizes[level]) for level in levels}
     for partition in plan.partitions:
         partial = read_partial(output, partition.index)
         for level in levels:
             if level in partial:
                 merged[level] = merged[level].merge(partial[level])
-    merged["engineered"] = merged["engineered"].spread(explainer.used, len(names["engineered"]))
+    if "engineered" in merged:
+        merged["engineered"] = merged["engineered"].spread(explainer.used, len(names["engineered"]))
     records = []
     for level in levels:
         table = summary_table(merged[level], list(artifacts.labels or [None]), names[level])
@@ -195,6 +196,7 @@ def _run_json(
                 "sha256": plan.artifacts["explainer"],
             },
         },
+        "treeshap": _treeshap(receipts),
         "options": plan.to_json()["options"],
         "input": {
             "files": len(plan.files),
@@ -209,6 +211,18 @@ def _run_json(
         "versions": _versions(),
         "files": [{"path": f.path, "bytes": f.bytes, "sha256": f.sha256} for f in files],
     }  # fmt: skip
+
+
+def _treeshap(receipts: list[Receipt]) -> dict[str, Any] | None:
+    """What computed TreeSHAP on the workers; where they differ, each of their answers."""
+    found = [receipt.worker["treeshap"] for receipt in receipts if receipt.worker["treeshap"]]
+    if not found:
+        return None
+    merged: dict[str, Any] = {}
+    for key in dict.fromkeys(key for each in found for key in each):
+        values = list(dict.fromkeys(each[key] for each in found if key in each))
+        merged[key] = values[0] if len(values) == 1 else values
+    return merged
 
 
 def _unmapped(artifacts: Artifacts) -> list[str]:

@@ -23,7 +23,7 @@ from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE
 from batch_explain.storage.tables import TableSpec, importance_folder
 
-VERSION = 1
+VERSION = 2
 
 # Features that no tree splits on are written as columns of zeros while there are at most so many of them: the table's
 # schema then stays the same when a retrained surrogate uses others. Beyond it they are only named in run.json.
@@ -62,6 +62,8 @@ class Plan:
     partitions : tuple of Partition
     tables : dict
         Level (``predictions``, ``engineered``, ``raw``) -> its tables, one an output.
+    levels : tuple of str
+        The importances (``engineered``, ``raw``) that are computed and summarised.
     ids : tuple of str
         Id columns as they are in the input; empty: ``source_file`` and ``source_row``.
     hive : dict
@@ -86,6 +88,7 @@ class Plan:
     files: tuple[InputFile, ...]
     partitions: tuple[Partition, ...]
     tables: dict[str, tuple[TableSpec, ...]]
+    levels: tuple[str, ...]
     ids: tuple[str, ...]
     hive: dict[str, pa.DataType]
     model_columns: tuple[str, ...]
@@ -123,6 +126,7 @@ class Plan:
             "options": options,
             "artifacts": self.artifacts,
             "decisions": list(self.decisions),
+            "levels": list(self.levels),
             "ids": list(self.ids),
             "model_columns": list(self.model_columns),
             "hive": {key: str(kind) for key, kind in self.hive.items()},
@@ -197,6 +201,7 @@ class Plan:
                 )
                 for level, specs in content["tables"].items()
             },
+            levels=tuple(content["levels"]),
             ids=tuple(content["ids"]),
             hive={key: pa.type_for_alias(kind) for key, kind in content["hive"].items()},
             model_columns=tuple(content["model_columns"]),
@@ -252,14 +257,17 @@ def make_plan(
     decisions = [*artifacts.notes]
     ids = id_fields(options, files, keys)
     decisions += check_columns(options, files, artifacts.columns, keys, engineered=artifacts.takes_engineered)
-    levels = artifacts.tables(options.outputs)
+    tables = artifacts.tables(options.outputs)
+    levels = artifacts.levels(tables)
     if options.outputs is None:
         decisions += [
-            f"{level} is not written: it cannot be made" for level in ("predictions", "raw") if level not in levels
+            f"{level} is not written: it cannot be made" for level in ("predictions", "raw") if level not in tables
         ]
+    if "engineered" not in levels:
+        decisions.append("engineered importances are neither computed nor summarised: --outputs does not name them")
     written = _written_columns(artifacts)
     zeros = len(artifacts.explainer.engineered_features) - len(written)
-    if zeros and "engineered" in levels:
+    if zeros and "engineered" in tables:
         decisions.append(
             f"{zeros} engineered features that the surrogate cannot use are not written: they are 0 everywhere"
         )
@@ -276,7 +284,8 @@ def make_plan(
         partitions=tuple(cut(files, options.partition_rows, options.limit)),
         tables={}
         if prediction is None
-        else _tables(artifacts, levels, ids, written, prediction=prediction, stored=_STORED[options.dtype]),
+        else _tables(artifacts, tables, ids, written, prediction=prediction, stored=_STORED[options.dtype]),
+        levels=levels,
         ids=options.id_columns,
         hive=keys,
         model_columns=tuple(dict(options.columns_map).get(c.name, c.name) for c in artifacts.columns),
@@ -291,8 +300,8 @@ def make_plan(
 
 
 def artifact_digests(options: RunOptions) -> dict[str, str]:
-    """``model`` and ``explainer`` -> SHA-256 of the file."""
-    given = (("model", options.model), ("explainer", options.explainer))
+    """``model``, ``explainer`` and ``feature map``, those that were given -> SHA-256 of the file."""
+    given = (("model", options.model), ("explainer", options.explainer), ("feature map", options.feature_map))
     return {name: sha256_of(Location(path)) for name, path in given if path is not None}
 
 

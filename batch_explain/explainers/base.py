@@ -4,13 +4,15 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 
 from batch_explain.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Matrix: TypeAlias = np.ndarray | sp.csr_matrix
 
@@ -43,14 +45,17 @@ class UsedValues:
 
     Parameters
     ----------
-    values : ndarray, shape (output, used feature, row), float64
-        Along ``Explainer.used``.
+    values : ndarray, shape (output, used feature, row), float64, or None
+        Along ``Explainer.used``; None where they were not asked for.
     margins : ndarray, shape (output, row), float64
         Expected value + sum of the values, before any rescaling to probabilities; NaN where there is no expected value.
+    raw : ndarray, shape (output, raw feature, row), float64, or None
+        None where they were not asked for, or there is no feature map.
     """
 
-    values: np.ndarray
+    values: np.ndarray | None
     margins: np.ndarray
+    raw: np.ndarray | None = None
 
 
 class Explainer(ABC):
@@ -108,11 +113,21 @@ class Explainer(ABC):
         return self.data_mapper is not None
 
     @property
+    def treeshap(self) -> dict[str, Any] | None:
+        """What computes TreeSHAP in this process, for ``run.json``; None where nothing does."""
+        return None
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Memory that explaining takes for each row beside the values that it returns."""
+        return 0
+
+    @property
     def learns_from_rows(self) -> bool:
         """Whether :meth:`learn` must see a row before names, outputs and feature map are known."""
         return self.featurizes and self.feature_map is None
 
-    def featurize(self, frame: pd.DataFrame) -> Matrix:
+    def featurize(self, frame: "pd.DataFrame") -> Matrix:
         """Raw frame -> engineered matrix, by the ``transformations`` it was made with."""
         if self.raw_features is None:
             self.raw_features = tuple(str(name) for name in frame.columns)
@@ -120,6 +135,9 @@ class Explainer(ABC):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # building the map from the first row warns about names and sparsity
             return as_matrix(self.data_mapper.transform(frame))
+
+    def prepare(self) -> None:  # noqa: B027 - most have nothing to prepare
+        """Do now what the first batch would have to wait for."""
 
     def learn(self, first_row: Matrix) -> None:
         """Learn from one engineered row what the artifact itself does not record."""
@@ -151,21 +169,32 @@ class Explainer(ABC):
             )
         self.feature_map = weights
 
-    @abstractmethod
-    def explain_used(self, engineered: Matrix) -> UsedValues:
-        """Importances of the used features.
+    def explain_used(self, engineered: Matrix, *, values: bool = True, raw: bool = False) -> UsedValues:
+        """Importances of the used features, and of the raw ones.
 
         Parameters
         ----------
         engineered : ndarray or csr_matrix, shape (row, engineered feature)
             float64; NaN is missing.
+        values, raw : bool
+            Which importances are wanted.
         """
+        found = self.values_of(engineered)
+        derived = None
+        if raw and self.feature_map is not None:
+            assert found.values is not None
+            derived = apply_map(self.feature_map[:, self.used], found.values)
+        return UsedValues(found.values if values else None, found.margins, derived)
+
+    @abstractmethod
+    def values_of(self, engineered: Matrix) -> UsedValues:
+        """Importances of the used features; :meth:`explain_used` derives the raw ones from them."""
 
     @abstractmethod
     def margins(self, engineered: Matrix) -> np.ndarray | None:
         """Margins, shape (output, row), evaluated without SHAP; None where that is not possible."""
 
-    def explain(self, engineered: Matrix | pd.DataFrame) -> Importances:
+    def explain(self, engineered: "Matrix | pd.DataFrame") -> Importances:
         """Importances of all engineered features, zeros included.
 
         Parameters
@@ -178,6 +207,17 @@ class Explainer(ABC):
         Importances
             Dense: for tens of thousands of sparse columns pass few rows at a time, or run the engine.
         """
+        matrix = self._checked(engineered)
+        used = self.explain_used(matrix).values
+        assert used is not None
+        values = used
+        if len(self.used) < len(self.engineered_features):
+            values = np.zeros((used.shape[0], len(self.engineered_features), used.shape[2]))
+            values[:, self.used] = used
+        return Importances(values, self.expected_values, self.engineered_features, self.surrogate_classes)
+
+    def _checked(self, engineered: "Matrix | pd.DataFrame") -> Matrix:
+        """Rows as a matrix of the right width, the first of them learned from."""
         matrix = as_matrix(engineered)
         if matrix.shape[0] and matrix.shape[1] == (len(self.engineered_features) or matrix.shape[1]):
             self.learn(matrix[:1])
@@ -186,12 +226,9 @@ class Explainer(ABC):
                 f"The data has {matrix.shape[1]} columns; this explainer takes {len(self.engineered_features)} "
                 "engineered features."
             )
-        used = self.explain_used(matrix).values
-        values = np.zeros((used.shape[0], len(self.engineered_features), used.shape[2]))
-        values[:, self.used] = used
-        return Importances(values, self.expected_values, self.engineered_features, self.surrogate_classes)
+        return matrix
 
-    def explain_raw(self, engineered: Matrix | pd.DataFrame) -> Importances:
+    def explain_raw(self, engineered: "Matrix | pd.DataFrame") -> Importances:
         """Importances of the raw features, from the engineered ones and the feature map.
 
         Raises
@@ -201,12 +238,12 @@ class Explainer(ABC):
         """
         if self.feature_map is None or self.raw_features is None:
             raise ValueError("This explainer has no feature map, so it has no raw importances.")
-        engineered_importances = self.explain(engineered)
-        raw = apply_map(self.feature_map, engineered_importances.values)
+        raw = self.explain_used(self._checked(engineered), values=False, raw=True).raw
+        assert raw is not None
         return Importances(raw, self.expected_values, self.raw_features, self.surrogate_classes)
 
 
-def as_matrix(data: Matrix | pd.DataFrame) -> Matrix:
+def as_matrix(data: "Matrix | pd.DataFrame") -> Matrix:
     """float64 matrix of a frame, an array or any sparse matrix."""
     if sp.issparse(data):
         return sp.csr_matrix(data, dtype=np.float64)

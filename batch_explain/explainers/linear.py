@@ -59,8 +59,8 @@ class LinearExplainer(Explainer):
         self.link = link
         self.description = f"linear surrogate, {len(self.used)} features used"
 
-    def explain_used(self, engineered: Matrix) -> UsedValues:
-        """See :meth:`Explainer.explain_used`."""
+    def values_of(self, engineered: Matrix) -> UsedValues:
+        """See :meth:`Explainer.values_of`."""
         centred = dense(engineered[:, self.used]).T - self._means[self.used, None]
         values = self._coefficients[:, self.used, None] * centred
         return UsedValues(values, self.expected_values[:, None] + values.sum(axis=1))

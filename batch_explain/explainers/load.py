@@ -1,8 +1,8 @@
 """From a path or an object to an explainer."""
 
+import contextlib
 import os
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,17 +15,24 @@ from batch_explain.explainers.pickles import load_pickle
 from batch_explain.explainers.tree import TreeExplainer
 from batch_explain.storage.filesystems import Location
 from batch_explain.teachers.threads import keep_to_one_thread
+from batch_explain.treeshap.kernel import DEFAULT_TABLE_BYTES, MakeArray
 
 _MODEL_TEXT = (b"tree\n", b"tree\r\n")
 
 
-def load_explainer(source: Any) -> Explainer:
+def load_explainer(
+    source: Any, *, table_bytes: int = DEFAULT_TABLE_BYTES, make_array: MakeArray | None = None
+) -> Explainer:
     """Load an explainer.
 
     Parameters
     ----------
     source : str, path, lightgbm.Booster, lightgbm.LGBMModel, or scoring explainer
         A path or URL names a ``scoring_explainer.pkl`` or a LightGBM model text file.
+    table_bytes : int
+        Bound on the memory of TreeSHAP's tables.
+    make_array : callable, optional
+        Where the tables are held: see :class:`batch_explain.treeshap.kernel.TreeShap`.
 
     Returns
     -------
@@ -41,8 +48,9 @@ def load_explainer(source: Any) -> Explainer:
     --------
     >>> load_explainer("scoring_explainer.pkl").explain(X).values  # doctest: +SKIP
     """
+    tables: dict[str, Any] = {"table_bytes": table_bytes, "make_array": make_array}
     if not isinstance(source, str | os.PathLike):
-        return _from_object(source, "The object")
+        return _from_object(source, "The object", tables)
     place = Location(os.fspath(source))
     if place.fs.isdir(place.path):
         raise ArtifactError(
@@ -54,44 +62,47 @@ def load_explainer(source: Any) -> Explainer:
     except OSError as error:
         raise ArtifactError(f"There is no readable explainer at {place}: {error}. Check the path.") from error
     if beginning.startswith(_MODEL_TEXT):
-        return TreeExplainer(_booster_of_text(place))
-    return _from_object(load_pickle(place, "explainer"), str(place))
+        with _named(str(place)):
+            return TreeExplainer(_text_of(place), **tables)
+    return _from_object(load_pickle(place, "explainer"), str(place), tables)
 
 
-def _booster_of_text(place: Location) -> Any:
-    import lightgbm
-
+def _text_of(place: Location) -> str:
     try:
-        text = place.read_bytes().decode("utf-8").replace("\r\n", "\n")
-        sizes = re.search(r"^tree_sizes=(.*)\n", text, re.MULTILINE)
-        if "\nend of trees" not in text or (sizes and text.count("\nTree=") != len(sizes[1].split())):
-            raise ArtifactError(
-                f"The LightGBM model text {place} is not complete: trees are missing. Write it again with "
-                "Booster.save_model, or copy it again from where it was made."
-            )
-        # told the sizes, LightGBM reads the trees in threads, where a damaged one ends the whole process
-        return lightgbm.Booster(model_str=text.replace(sizes[0], "", 1) if sizes else text)
-    except (lightgbm.basic.LightGBMError, UnicodeDecodeError) as error:
+        return place.read_bytes().decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
         raise ArtifactError(
-            f"The LightGBM model text {place} cannot be read: {error}. Write it again with Booster.save_model."
+            f"The LightGBM model text cannot be read: {error}. Write it again with Booster.save_model."
         ) from error
 
 
-def _from_object(source: Any, where: str) -> Explainer:
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Say in messages which explainer they are about."""
+    try:
+        yield
+    except ArtifactError as error:
+        raise ArtifactError(f"{where}: {error}") from error
+
+
+def _from_object(source: Any, where: str, tables: dict[str, Any]) -> Explainer:
     names = {base.__name__ for base in type(source).__mro__}
     if "Booster" in names and hasattr(source, "model_to_string"):
-        return TreeExplainer(source)
+        with _named(where):
+            return _of_booster(source, **tables)
     if "LGBMModel" in names:
         if not hasattr(source, "booster_"):
             raise ArtifactError(f"{where} holds a {type(source).__name__} that is not fitted. Fit it, then save it.")
-        return TreeExplainer(source.booster_, surrogate_classes=_classes(source))
+        with _named(where):
+            return _of_booster(source.booster_, surrogate_classes=_classes(source), **tables)
     if not callable(getattr(source, "explain", None)):
         raise ArtifactError(
             f"{where} holds a {type(source).__name__}, which is no explainer: it has no explain(). Pass the "
             "scoring_explainer.pkl that azureml-interpret saved (and the fitted pipeline as the model)."
         )
     keep_to_one_thread(getattr(source, "_model", None))
-    explainer = _adapter(source)(source)
+    with _named(where):
+        explainer = _adapter(source)(source, tables)
     raw = getattr(source, "_raw_features", None)
     explainer.raw_features = tuple(str(name) for name in raw) if raw is not None else None
     if getattr(source, "_feature_maps", None) and explainer.engineered_features:
@@ -99,7 +110,11 @@ def _from_object(source: Any, where: str) -> Explainer:
     return explainer
 
 
-def _adapter(source: Any) -> Callable[[Any], Explainer]:
+def _of_booster(booster: Any, **options: Any) -> TreeExplainer:
+    return TreeExplainer(booster.model_to_string(num_iteration=-1), booster=booster, **options)
+
+
+def _adapter(source: Any) -> Callable[[Any, dict[str, Any]], Explainer]:
     model = getattr(source, "_model", None)
     if hasattr(source, "_tree_explainer") and any(base.__name__ == "LGBMModel" for base in type(model).__mro__):
         return _tree
@@ -109,13 +124,13 @@ def _adapter(source: Any) -> Callable[[Any], Explainer]:
     return _opaque
 
 
-def _tree(source: Any) -> Explainer:
+def _tree(source: Any, tables: dict[str, Any]) -> Explainer:
     inner = source._tree_explainer
     model = source._model
     classes = _classes(model)
     output = getattr(source._shap_values_output, "value", source._shap_values_output)
     rescaled = output == "probability" and classes is not None
-    explainer = TreeExplainer(
+    explainer = _of_booster(
         model.booster_,
         engineered_features=_engineered(source),
         iterations=-1,
@@ -123,6 +138,7 @@ def _tree(source: Any) -> Explainer:
         surrogate_classes=classes,
         data_mapper=source._data_mapper,
         probability_model=model if rescaled and len(classes or ()) > 2 else None,
+        **tables,
     )
     if rescaled:
         explainer.notes += (
@@ -132,7 +148,7 @@ def _tree(source: Any) -> Explainer:
     return explainer
 
 
-def _linear(source: Any) -> Explainer:
+def _linear(source: Any, _tables: dict[str, Any]) -> Explainer:
     inner, model = source._linear_explainer, source._model
     classes = _classes(model)
     outputs = np.atleast_2d(inner.coef).shape[0]
@@ -149,7 +165,7 @@ def _linear(source: Any) -> Explainer:
     )
 
 
-def _opaque(source: Any) -> Explainer:
+def _opaque(source: Any, _tables: dict[str, Any]) -> Explainer:
     mapper = getattr(source, "_data_mapper", None)
     return OpaqueExplainer(source, engineered_features=_engineered(source), data_mapper=mapper)
 

@@ -106,8 +106,8 @@ class OpaqueExplainer(Explainer):
             self.expected_values = np.array(state["expected_values"], dtype=np.float64)
             self._collapse, self._learned = state["collapse"], True
 
-    def explain_used(self, engineered: Matrix) -> UsedValues:
-        """See :meth:`Explainer.explain_used`."""
+    def values_of(self, engineered: Matrix) -> UsedValues:
+        """See :meth:`Explainer.values_of`."""
         if engineered.shape[0] == 0:
             empty = np.empty((self.n_outputs, len(self.used), 0))
             return UsedValues(empty, np.empty((self.n_outputs, 0)))

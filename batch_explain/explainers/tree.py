@@ -1,6 +1,7 @@
 """LightGBM surrogates, explained by exact path-dependent TreeSHAP."""
 
 import re
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,23 +10,38 @@ import scipy.sparse as sp
 
 from batch_explain.errors import ArtifactError
 from batch_explain.explainers.base import Explainer, Matrix, UsedValues, dense
+from batch_explain.trees.ensemble import Ensemble
+from batch_explain.trees.lightgbm_text import UnknownFormatError, read_model_text
+from batch_explain.treeshap.kernel import (
+    DEFAULT_TABLE_BYTES,
+    KernelMissingError,
+    MakeArray,
+    TreeShap,
+    choose_isa,
+    load_kernel,
+)
 
 # Below this width a sparse batch is made dense: LightGBM's sparse contributions go through a hash map per row.
 DENSE_COLUMNS = 1_000
 
+_TABLES, _LIGHTGBM = "tables", "lightgbm"
+
 
 class TreeExplainer(Explainer):
-    """A LightGBM booster.
+    """A LightGBM model.
 
-    Values are LightGBM's ``pred_contrib`` (Lundberg, Erion and Lee, 2018, "Consistent Individualized Feature
-    Attribution for Tree Ensembles", algorithm 2).
+    Values are path-dependent SHAP values (Lundberg, Erion and Lee, 2018, "Consistent Individualized Feature
+    Attribution for Tree Ensembles", algorithm 2), computed by :class:`batch_explain.treeshap.kernel.TreeShap`; where
+    that cannot be, by LightGBM's own ``pred_contrib``, and ``notes`` say so.
 
     Parameters
     ----------
-    booster : lightgbm.Booster
-        The surrogate.
+    text : str
+        The model's text.
+    booster : lightgbm.Booster or None
+        The model itself. None: made from the text when margins are asked for.
     engineered_features : sequence of str or None
-        Names of its columns; None: the booster's own.
+        Names of its columns; None: the model's own.
     iterations, sparse_iterations : int
         Boosting iterations used for dense and for sparse input; 0 or less: all. The SDK uses all for dense input and
         the best iteration of early stopping for sparse input, so the two can differ.
@@ -33,77 +49,221 @@ class TreeExplainer(Explainer):
         ``transform`` from raw to engineered, of explainers made with ``transformations``.
     probability_model : object, optional
         A classifier whose ``predict_proba`` the values are rescaled to (``shap_values_output="probability"``).
+    table_bytes : int
+        Bound on the memory of the kernel's tables.
+    make_array : callable, optional
+        Where the kernel's tables are held: see :class:`batch_explain.treeshap.kernel.TreeShap`.
+
+    Raises
+    ------
+    ArtifactError
+        If the model is damaged, has linear trees, or inner nodes that no training row came by.
     """
 
     kind = "tree"
 
     def __init__(
         self,
-        booster: Any,
+        text: str,
         *,
+        booster: Any = None,
         engineered_features: Sequence[str] | None = None,
         iterations: int = -1,
         sparse_iterations: int = -1,
         surrogate_classes: tuple[Any, ...] | None = None,
         data_mapper: Any = None,
         probability_model: Any = None,
+        table_bytes: int = DEFAULT_TABLE_BYTES,
+        make_array: MakeArray | None = None,
     ) -> None:
-        text = booster.model_to_string(num_iteration=-1)
-        if re.search(r"^is_linear=1", text, re.MULTILINE):
-            raise ArtifactError(
-                "The surrogate has linear trees (linear_tree=true), for which no exact SHAP values exist. Train it "
-                "with linear_tree=false."
-            )
-        self._booster = booster
-        self._iterations, self._sparse_iterations = iterations, sparse_iterations
+        self._text, self._lightgbm = text, booster
+        self._iterations = {False: iterations, True: sparse_iterations}  # by whether the rows are sparse
         self.data_mapper = data_mapper
         self._probability_model = probability_model
-        self._width = int(booster.num_feature())
-        self.engineered_features = tuple(engineered_features or booster.feature_name())
+        self._table_bytes, self._make_array = table_bytes, make_array
+        self._kernels: dict[int, TreeShap] = {}
+        self._lock = threading.Lock()
+        self._ensemble, objective, names = self._read()
+        self._width = len(names)
+        self.engineered_features = tuple(engineered_features or names)
         if len(self.engineered_features) != self._width:
             raise ArtifactError(
                 f"The explainer names {len(self.engineered_features)} engineered features but its surrogate takes "
                 f"{self._width}. The pickle does not hold together: make the explainer again."
             )
-        self.used = _split_features(text)
-        self._outputs = int(booster.num_model_per_iteration())
-        self.expected_values = self._contributions(np.zeros((1, self._width)), iterations)[:, -1, 0].copy()
         self.surrogate_classes = surrogate_classes if self._outputs > 1 else None
-        self.link = _link(text, self._outputs)
-        self.description = f"LightGBM surrogate, {booster.num_trees()} trees, {len(self.used)} features used"
+        self.link = _link(objective, self._outputs)
+        self.expected_values = self._expected_values(sparse=False)
+        self.description = f"LightGBM surrogate, {self._trees} trees, {len(self.used)} features used"
+
+    def _read(self) -> tuple[Ensemble | None, str, Sequence[str]]:
+        """The trees (None where LightGBM has to answer), the objective and the columns' names."""
+        try:
+            ensemble = read_model_text(self._text)
+        except UnknownFormatError as error:
+            self._fall_back(str(error).rstrip("."))
+        else:
+            self._outputs, self._trees = ensemble.n_outputs, ensemble.n_trees
+            limits = list(self._iterations.values())
+            self.used = ensemble.first(-1 if min(limits) <= 0 else max(limits)).used
+            try:
+                self._isa = choose_isa(load_kernel().instruction_sets(), None)
+            except KernelMissingError as error:
+                self._fall_back(str(error))
+            else:
+                return ensemble, ensemble.objective, ensemble.feature_names
+            return None, ensemble.objective, ensemble.feature_names
+        if re.search(r"^is_linear=1", self._text, re.MULTILINE):
+            raise ArtifactError(
+                "The surrogate has linear trees (linear_tree=true), for which no exact SHAP values exist. Train it "
+                "with linear_tree=false."
+            )
+        booster = self._booster()
+        self._outputs, self._trees = int(booster.num_model_per_iteration()), int(booster.num_trees())
+        self.used = _split_features(self._text)
+        found = re.search(r"^objective=(.*)$", self._text, re.MULTILINE)
+        return None, found[1] if found else "", booster.feature_name()
+
+    def _fall_back(self, reason: str) -> None:
+        self.notes += (f"importances are computed by LightGBM's own pred_contrib, which is slow: {reason}",)
+
+    def _booster(self) -> Any:
+        """The model in LightGBM."""
+        with self._lock:
+            if self._lightgbm is None:
+                import lightgbm
+
+                # told the sizes, LightGBM reads the trees in threads, where a damaged one ends the whole process
+                text = re.sub(r"^tree_sizes=.*\n", "", self._text, count=1, flags=re.MULTILINE)
+                try:
+                    self._lightgbm = lightgbm.Booster(model_str=text)
+                except lightgbm.basic.LightGBMError as error:
+                    raise ArtifactError(
+                        f"The LightGBM model text cannot be read: {error}. Write it again with Booster.save_model."
+                    ) from error
+            return self._lightgbm
+
+    def _kernel(self, sparse: bool) -> TreeShap:
+        """The kernel over the trees that rows of this format are explained by."""
+        assert self._ensemble is not None
+        limited = self._ensemble.first(self._iterations[sparse])
+        with self._lock:
+            if limited.n_trees not in self._kernels:
+                self._kernels[limited.n_trees] = TreeShap(
+                    limited, table_bytes=self._table_bytes, isa=self._isa, make_array=self._make_array
+                )
+            return self._kernels[limited.n_trees]
+
+    def _expected_values(self, *, sparse: bool) -> np.ndarray:
+        if self._ensemble is None:
+            row = sp.csr_matrix((1, self._width)) if sparse else np.zeros((1, self._width))
+            return np.array(self._contributions(row)[:, -1, 0])
+        return self._ensemble.first(self._iterations[sparse]).expected_values()
+
+    @property
+    def treeshap(self) -> dict[str, Any]:
+        """See :attr:`Explainer.treeshap`."""
+        if self._ensemble is None:
+            return {"kernel": _LIGHTGBM}
+        kernels = list(self._kernels.values())
+        refused = [kernel.not_shared for kernel in kernels if kernel.not_shared]
+        return {
+            "kernel": self._isa,
+            "table_bytes": sum(kernel.table_bytes for kernel in kernels),
+            "tables": "of each process" if self._make_array is None or refused else "shared by the processes",
+            **({"not_shared": refused[0]} if refused else {}),
+        }
+
+    @property
+    def scratch_bytes(self) -> int:
+        """See :attr:`Explainer.scratch_bytes`: LightGBM answers dense rows for all columns."""
+        if self._ensemble is not None or self._width > DENSE_COLUMNS:
+            return 0
+        return 8 * (self._outputs + 1) * (self._width + 1)
+
+    def prepare(self) -> None:
+        """See :meth:`Explainer.prepare`: import LightGBM, and build the tables where one kernel serves both formats."""
+        self._booster()
+        if self._ensemble is not None and self._iterations[True] == self._iterations[False]:
+            self._kernel(sparse=False)
 
     def learn(self, first_row: Matrix) -> None:
         """Take the expected values of the format that is explained: the iteration limits can differ."""
         super().learn(first_row)
-        if sp.issparse(first_row) and self._sparse_iterations != self._iterations:
-            self.expected_values = self._contributions(first_row, self._sparse_iterations)[:, -1, 0].copy()
+        if sp.issparse(first_row) and self._iterations[True] != self._iterations[False]:
+            self.expected_values = self._expected_values(sparse=True)
 
-    def explain_used(self, engineered: Matrix) -> UsedValues:
+    def learned(self) -> dict[str, Any]:
+        """What computes the values: all processes must write the same bytes."""
+        return {"treeshap": _LIGHTGBM if self._ensemble is None else _TABLES}
+
+    def take_learned(self, state: dict[str, Any]) -> None:
+        """Compute as the planning process does.
+
+        Raises
+        ------
+        ArtifactError
+            If it uses the kernel and this process cannot.
+        """
+        if state.get("treeshap") == _LIGHTGBM:
+            self._ensemble = None
+        elif state.get("treeshap") == _TABLES and self._ensemble is None:
+            raise ArtifactError(
+                f"A worker cannot compute as the run was planned: there, {self.notes[-1]}. Install the same package "
+                "on every worker."
+            )
+
+    def explain_used(self, engineered: Matrix, *, values: bool = True, raw: bool = False) -> UsedValues:
         """See :meth:`Explainer.explain_used`."""
-        sparse = sp.issparse(engineered)
-        contributions = self._contributions(engineered, self._sparse_iterations if sparse else self._iterations)
-        values = contributions[:, :-1]
-        margins = contributions.sum(axis=1)
-        if self._probability_model is not None and not sparse:
-            values = self._as_probability(values, contributions[:, -1, 0], engineered)
+        if engineered.shape[1] != self._width:
+            raise ValueError(f"the rows have {engineered.shape[1]} columns; the surrogate takes {self._width}")
+        if self._ensemble is None or (self._probability_model is not None and not sp.issparse(engineered)):
+            return super().explain_used(engineered, values=values, raw=raw)
+        kernel = self._kernel(sp.issparse(engineered))
+        weights = self.feature_map[:, kernel.used] if raw and self.feature_map is not None else None
+        found = kernel.explain(engineered, feature_map=weights, engineered=values)
+        return UsedValues(self._spread(found.engineered, kernel.used), found.margins, found.raw)
+
+    def _spread(self, values: np.ndarray | None, used: np.ndarray) -> np.ndarray | None:
+        """Along the features that either format's trees use."""
+        if values is None or len(used) == len(self.used):
+            return values
+        spread = np.zeros((values.shape[0], len(self.used), values.shape[2]))
+        spread[:, np.searchsorted(self.used, used)] = values
+        return spread
+
+    def values_of(self, engineered: Matrix) -> UsedValues:
+        """See :meth:`Explainer.values_of`."""
+        if self._ensemble is None:
+            contributions = self._contributions(engineered)
+            values, expected, margins = contributions[:, :-1], contributions[:, -1, 0], contributions.sum(axis=1)
+        else:
+            sparse = sp.issparse(engineered)
+            kernel = self._kernel(sparse)
+            found = kernel.explain(engineered)
+            spread = self._spread(found.engineered, kernel.used)
+            assert spread is not None  # they were asked for
+            values, expected, margins = spread, kernel.expected_values, found.margins
+        if self._probability_model is not None and not sp.issparse(engineered):
+            values = self._as_probability(values, expected, engineered)
         return UsedValues(values, margins)
 
     def margins(self, engineered: Matrix) -> np.ndarray:
         """See :meth:`Explainer.margins`."""
-        iterations = self._sparse_iterations if sp.issparse(engineered) else self._iterations
-        raw = self._booster.predict(engineered, raw_score=True, num_iteration=iterations, num_threads=1)
+        iterations = self._iterations[sp.issparse(engineered)]
+        raw = self._booster().predict(engineered, raw_score=True, num_iteration=iterations, num_threads=1)
         return np.asarray(raw).reshape(engineered.shape[0], self._outputs).T
 
-    def _contributions(self, engineered: Matrix, iterations: int) -> np.ndarray:
-        """Shape (output, used feature + 1, row); the last feature is the expected value."""
-        rows = engineered.shape[0]
+    def _contributions(self, engineered: Matrix) -> np.ndarray:
+        """LightGBM's own, shape (output, used feature + 1, row); the last feature is the expected value."""
+        rows, iterations = engineered.shape[0], self._iterations[sp.issparse(engineered)]
         kept = np.append(self.used, self._width)
         result = np.empty((self._outputs, len(kept), rows))
         if rows == 0:
             return result
         if sp.issparse(engineered) and self._width <= DENSE_COLUMNS:
             engineered = dense(engineered)
-        found = self._booster.predict(engineered, pred_contrib=True, num_iteration=iterations, num_threads=1)
+        found = self._booster().predict(engineered, pred_contrib=True, num_iteration=iterations, num_threads=1)
         if isinstance(found, np.ndarray):
             wide = found.reshape(rows, self._outputs, self._width + 1)
             for output in range(self._outputs):
@@ -140,10 +300,9 @@ def _split_features(text: str) -> np.ndarray:
     return np.array(sorted(used), dtype=np.int64)
 
 
-def _link(text: str, outputs: int) -> str:
-    """From margin to prediction, read from the model text's objective line."""
-    found = re.search(r"^objective=(\S+)(.*)$", text, re.MULTILINE)
-    objective, rest = (found.group(1), found.group(2)) if found else ("regression", "")
+def _link(spelled: str, outputs: int) -> str:
+    """From margin to prediction, by the model text's objective."""
+    objective, *rest = spelled.split() or ["regression"]
     if objective == "multiclass":
         return "softmax"
     if objective == "binary" and outputs == 1 and "sigmoid:1" in rest:

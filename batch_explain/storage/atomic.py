@@ -5,9 +5,11 @@ temporary file, then uploaded once (an exception inside an fsspec write would pu
 """
 
 import hashlib
+import io
 import json
 import os
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +19,8 @@ from typing import Any, BinaryIO
 from batch_explain.storage.filesystems import Location
 
 _CHUNK = 1 << 20
+_BUFFER_BYTES = 256 << 10
+_SYNC_BYTES = 16 << 20  # the disk is told to begin after so many
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,65 @@ class FileRecord:
     sha256: str
 
 
+class _HashedFile(io.RawIOBase):
+    """Writes to a file, adds up its digest on the way, and has the disk begin before everything is written.
+
+    Parameters
+    ----------
+    path : str
+    """
+
+    def __init__(self, path: str) -> None:
+        self._disk: threading.Thread | None = None
+        self._descriptor = -1
+        self._digest = hashlib.sha256()
+        self._unsynced = 0
+        self.bytes = 0
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        if self.closed:  # its descriptor may be another file's by now
+            raise ValueError("write to a closed file")
+        view = memoryview(data).cast("B")
+        self._digest.update(view)
+        left = view
+        while left:
+            left = left[os.write(self._descriptor, left) :]
+        self.bytes += len(view)
+        self._unsynced += len(view)
+        if self._unsynced >= _SYNC_BYTES and not (self._disk and self._disk.is_alive()):
+            self._unsynced = 0
+            self._disk = threading.Thread(target=self._sync_soon, daemon=True)
+            self._disk.start()
+        return len(view)
+
+    def _sync_soon(self) -> None:
+        with suppress(OSError):  # sync() will meet it again
+            os.fdatasync(self._descriptor)
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    def sync(self) -> None:
+        """Make durable what was written."""
+        self._wait()
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        if not self.closed and self._descriptor >= 0:
+            self._wait()
+            os.close(self._descriptor)
+        super().close()
+
+    def _wait(self) -> None:
+        if self._disk is not None:
+            self._disk.join()
+
+
 class NewFile:
     """A file being written; it gets its final name in :meth:`commit`, or never.
 
@@ -37,6 +100,11 @@ class NewFile:
         The run's folder.
     path : str
         Where the file will be, relative to ``root``.
+
+    Attributes
+    ----------
+    stream : binary file
+        To write to, from the beginning to the end.
     """
 
     def __init__(self, root: Location, path: str) -> None:
@@ -49,15 +117,16 @@ class NewFile:
         else:
             descriptor, self._temporary = tempfile.mkstemp(prefix="batch-explain-")
             os.close(descriptor)
-        self.stream: BinaryIO = open(self._temporary, "wb")  # noqa: SIM115 - closed by commit or abort
+        self._file = _HashedFile(self._temporary)
+        self.stream: BinaryIO = io.BufferedWriter(self._file, _BUFFER_BYTES)
 
     def commit(self) -> FileRecord:
         """Make the file durable and give it its name."""
         try:
             self.stream.flush()
-            os.fsync(self.stream.fileno())
-            self.stream.close()
-            record = FileRecord(self._path, os.path.getsize(self._temporary), _sha256(self._temporary))
+            self._file.sync()
+            self._file.close()
+            record = FileRecord(self._path, self._file.bytes, self._file.sha256)
             if self._target.is_local:
                 os.replace(self._temporary, self._target.path)
                 _fsync_folder(os.path.dirname(self._target.path))
@@ -71,7 +140,7 @@ class NewFile:
 
     def abort(self) -> None:
         """Remove what was written so far."""
-        self.stream.close()
+        self._file.close()
         with suppress(FileNotFoundError):
             os.remove(self._temporary)
 
@@ -102,11 +171,6 @@ def write_json(root: Location, path: str, content: dict[str, Any]) -> FileRecord
 def sha256_of(location: Location) -> str:
     """SHA-256 of a file, in hex."""
     with location.open() as stream:
-        return _digest(stream)
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as stream:
         return _digest(stream)
 
 

@@ -197,7 +197,7 @@ def read_batches(file: InputFile, *, start: int, stop: int, columns: list[str], 
     pending: list[pa.RecordBatch] = []
     held = 0
     try:
-        with Location(file.url).open() as stream:
+        with Location(file.url).open_arrow() as stream:
             if _fingerprint(stream)[1] != file.fingerprint:
                 raise BadDataError(
                     f"{file.path} was changed after the run was planned: rows of two versions would be mixed. Start "

@@ -88,6 +88,14 @@ class Location:
         """Open for reading, in binary."""
         return cast(BinaryIO, open(self.path, "rb") if self.is_local else self.fs.open(self.path, "rb"))
 
+    def open_arrow(self) -> Any:
+        """Open for reading by pyarrow: without Python in between where the file is local."""
+        if not self.is_local:
+            return self.open()
+        import pyarrow as pa
+
+        return pa.OSFile(self.path, "rb")
+
     def read_bytes(self) -> bytes:
         """The whole content."""
         with self.open() as stream:

@@ -101,7 +101,8 @@ def claim_output(options: RunOptions) -> Claim:
             f"The output {output} holds a run but also {', '.join(map(repr, foreign[:5]))}, which no run wrote, so "
             "--overwrite does not touch it. Move these away first."
         )
-    for what, path in (("model", options.model), ("explainer", options.explainer)):
+    given = (("model", options.model), ("explainer", options.explainer), ("feature map", options.feature_map))
+    for what, path in given:
         if path is not None and output.contains(Location(path)):
             raise OutputRefusedError(
                 f"The {what} {Location(path)} lies inside the output {output}, which is to be removed. Move it."

@@ -3,7 +3,7 @@
 Merging is done in partition order, so that the result has the same bytes whatever order the tasks ran in.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -47,18 +47,24 @@ class Moments:
     @classmethod
     def of(cls, values: np.ndarray) -> "Moments":
         """Moments of a batch, shape (output, feature, row)."""
-        if values.shape[2] == 0:
-            return cls.empty(values.shape[0], values.shape[1])
-        mean = values.mean(axis=2)
-        return cls(
-            values.shape[2],
-            mean,
-            np.square(values - mean[:, :, None]).sum(axis=2),
-            np.abs(values).sum(axis=2),
-            values.min(axis=2),
-            values.max(axis=2),
-            np.count_nonzero(values > 0, axis=2).astype(np.int64),
-        )
+        outputs, features, rows = values.shape
+        moments = cls.empty(outputs, features)
+        if rows == 0:
+            return moments
+        scratch = np.empty(rows)
+        # feature by feature: all passes over one find it in the cache
+        for at in np.ndindex(outputs, features):
+            row = values[at]
+            mean = np.add.reduce(row) / rows
+            np.subtract(row, mean, out=scratch)
+            np.square(scratch, out=scratch)
+            moments.mean[at], moments.m2[at] = mean, np.add.reduce(scratch)
+            np.abs(row, out=scratch)
+            moments.absolute[at] = np.add.reduce(scratch)
+            # + 0.0: which of two zeros is the least depends on the CPU
+            moments.minimum[at], moments.maximum[at] = np.minimum.reduce(row) + 0.0, np.maximum.reduce(row) + 0.0
+            moments.positive[at] = np.count_nonzero(row > 0)
+        return replace(moments, count=rows)
 
     def merge(self, other: "Moments") -> "Moments":
         """Moments of both sets of rows (Chan, Golub and LeVeque, 1979, for mean and m2)."""

@@ -156,12 +156,19 @@ def to_matrix(table: pa.Table, columns: Sequence[str], positions: np.ndarray, wi
     Returns
     -------
     ndarray, shape (row, width), float64
-        Null is NaN; NaN and infinity are passed on.
+        Each column contiguous. Null is NaN; NaN and infinity are passed on.
     """
-    matrix = np.zeros((table.num_rows, width))
+    matrix = np.zeros((width, table.num_rows))
     for name, position in zip(columns, positions, strict=True):
-        matrix[:, position] = _numbers(Column(name), _flat(table[name]))
-    return matrix
+        values = table[name]
+        if values.type == pa.float64():  # straight from the file's chunks
+            start = 0
+            for chunk in values.chunks:
+                matrix[position, start : start + len(chunk)] = chunk.to_numpy(zero_copy_only=False)
+                start += len(chunk)
+        else:
+            matrix[position] = _numbers(Column(name), _flat(values))
+    return matrix.T
 
 
 def _flat(values: pa.ChunkedArray) -> pa.Array:

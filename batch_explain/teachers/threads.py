@@ -1,18 +1,20 @@
 """Keeping models to one thread: the engine owns the cores."""
 
+import sys
 from typing import Any
-
-from sklearn.base import BaseEstimator
 
 _DEPTH = 8
 
 
 def keep_to_one_thread(model: Any) -> None:
     """Set ``n_jobs`` to 1 on a fitted model and on every estimator inside it; predictions do not depend on it."""
-    _visit(model, set(), _DEPTH)
+    if "sklearn.base" in sys.modules:  # importing it takes seconds, and without it there are no estimators
+        _visit(model, set(), _DEPTH)
 
 
 def _visit(thing: Any, seen: set[int], depth: int) -> None:
+    from sklearn.base import BaseEstimator
+
     if depth == 0 or id(thing) in seen:
         return
     seen.add(id(thing))

@@ -256,7 +256,7 @@ def _renumbered(trees: list[_Tree]) -> list[np.ndarray]:
 
 
 def _joined(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
-    joined = np.concatenate([*arrays, np.empty(0, dtype)]).astype(dtype)
+    joined: np.ndarray = np.concatenate([*arrays, np.empty(0, dtype)]).astype(dtype)
     joined.flags.writeable = False
     return joined
 

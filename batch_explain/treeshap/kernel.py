@@ -5,17 +5,19 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
 
-from batch_explain.treeshap.program import make_program
 from batch_explain.trees.ensemble import Ensemble
+from batch_explain.treeshap.program import make_program
 
 ISA_VARIABLE = "BATCH_EXPLAIN_ISA"
-DEFAULT_TABLE_BYTES = 400 << 20
-BLOCK_ROWS = 4_096
+DEFAULT_TABLE_BYTES = 400_000_000
+BLOCK_ROWS = 16_384
+
+MakeArray: TypeAlias = Callable[[str, int, Callable[[np.ndarray], None]], np.ndarray]
 
 _ALIGNMENT = 64  # bytes: a cache line, and more than any vector needs
 
@@ -56,7 +58,8 @@ class TreeShap:
         environment variable BATCH_EXPLAIN_ISA names.
     make_array : callable, optional
         ``make_array(digest, doubles, fill)`` returns an aligned float64 array, filled by ``fill(array)`` unless one of
-        that digest exists already: how processes share the tables. Default: memory of this process.
+        that digest exists already: how processes share the tables. Default: memory of this process, which is also
+        taken where it raises OSError.
 
     Raises
     ------
@@ -70,6 +73,8 @@ class TreeShap:
     expected_values : ndarray, shape (output,), float64
     table_bytes : int
         Size of the tables.
+    not_shared : str or None
+        Why ``make_array`` could not be used, where it was asked for.
     """
 
     def __init__(
@@ -78,7 +83,7 @@ class TreeShap:
         *,
         table_bytes: int = DEFAULT_TABLE_BYTES,
         isa: str | None = None,
-        make_array: "Callable[[str, int, Callable[[np.ndarray], None]], np.ndarray] | None" = None,
+        make_array: MakeArray | None = None,
     ) -> None:
         self._kernel = load_kernel()
         self.isa = choose_isa(self._kernel.instruction_sets(), isa)
@@ -87,11 +92,22 @@ class TreeShap:
         self.expected_values = ensemble.expected_values()
         self.program = make_program(ensemble, max_doubles=table_bytes // 8)
         self.table_bytes = self.program.doubles * 8
-        self._tables = (make_array or _private)(self._digest(), self.program.doubles, self._fill)
+        self.not_shared: str | None = None
+        self._tables = self._made(make_array)
         self._position = self.used.astype(np.int32)
         # of a csr column: its place among the used ones
         self._place = np.full(self.n_features, -1, dtype=np.int32)
         self._place[self.used] = np.arange(len(self.used))
+
+    def _made(self, make_array: MakeArray | None) -> np.ndarray:
+        if make_array is not None:
+            try:
+                return make_array(self._digest(), self.program.doubles, self._fill)
+            except OSError as error:
+                self.not_shared = str(error)
+        tables = aligned(self.program.doubles)
+        self._fill(tables)
+        return tables
 
     def _fill(self, tables: np.ndarray) -> None:
         self._kernel.build_tables(self.program.arrays, tables)
@@ -127,7 +143,14 @@ class TreeShap:
             Rows are cut into as many ranges; the results do not depend on it.
         block_rows : int
             Rows that are worked on together; the results do not depend on it.
+
+        Raises
+        ------
+        ValueError
+            If the rows do not have the ensemble's columns.
         """
+        if rows.shape[1] != self.n_features:
+            raise ValueError(f"the rows have {rows.shape[1]} columns; the trees were trained on {self.n_features}")
         count = rows.shape[0]
         found = ShapValues(
             np.empty((self.n_outputs, len(self.used), count)) if engineered else None,
@@ -238,12 +261,6 @@ def aligned(doubles: int) -> np.ndarray:
     raw = np.zeros(doubles * 8 + _ALIGNMENT, dtype=np.uint8)
     skip = -raw.ctypes.data % _ALIGNMENT
     return raw[skip : skip + doubles * 8].view(np.float64)
-
-
-def _private(digest: str, doubles: int, fill: "Callable[[np.ndarray], None]") -> np.ndarray:
-    tables = aligned(doubles)
-    fill(tables)
-    return tables
 
 
 def _ranges(rows: int, threads: int) -> list[tuple[int, int]]:
