@@ -23,7 +23,7 @@ import psutil
 
 PACKAGES = (
     "batch-explain", "numpy", "pandas", "pyarrow", "scipy", "scikit-learn", "lightgbm", "shap", "dask", "distributed",
-    "interpret-community", "azureml-interpret", "azureml-train-automl-runtime",
+    "interpret-community", "azureml-interpret", "azureml-train-automl-runtime", "woodelf-explainer", "shapiq",
 )  # fmt: skip
 _SAMPLE_SECONDS = 0.1
 
@@ -186,3 +186,20 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON that a person can read."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def replace_between(path: Path, marker: str, text: str) -> None:
+    """Put text between `<!-- marker -->` and `<!-- /marker -->`, which have to stand there, on lines of their own.
+
+    Raises
+    ------
+    ValueError
+        If the file has not exactly one such pair.
+    """
+    begin, end = f"<!-- {marker} -->\n", f"<!-- /{marker} -->\n"
+    content = path.read_text(encoding="utf-8")
+    if content.count(begin) != 1 or content.count(end) != 1 or content.index(begin) > content.index(end):
+        raise ValueError(f"{path.name} has no single pair of lines '{begin.strip()}' and '{end.strip()}'")
+    before, _, rest = content.partition(begin)
+    _, _, after = rest.partition(end)
+    path.write_text(f"{before}{begin}{text.strip()}\n{end}{after}", encoding="utf-8")

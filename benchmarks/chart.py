@@ -1,0 +1,176 @@
+"""The README's chart and table of the kernel, from `results/kernel.json`.
+
+`python benchmarks/chart.py` writes `results/kernel.svg`; `--readme README.md` also replaces what stands between its
+lines `<!-- kernel -->` and `<!-- /kernel -->`. The same JSON gives the same bytes. Needs nothing that was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import common
+
+RESULTS = Path(__file__).parent / "results"
+CHARTED = ("100x31", "100x255")
+OURS, PREDICT = "batch_explain", "LightGBM predict"
+
+# Pixels. By hand rather than by matplotlib: small, the same on every machine, and it follows the reader's theme.
+WIDTH, LEFT, RIGHT = 760, 176, 128
+BAR, STEP, TITLE, GAP, AXIS = 16, 24, 30, 18, 44
+STYLE = """
+text { font: 13px -apple-system, BlinkMacSystemFont, "Segoe UI", Helvetica, Arial, sans-serif; fill: #1f2328; }
+.title { font-weight: 600; }
+.note { fill: #59636e; font-size: 12px; }
+.grid { stroke: #d1d9e0; }
+.ours { fill: #0969da; }
+.peer { fill: #8c959f; }
+.predict { fill: #d1d9e0; }
+@media (prefers-color-scheme: dark) {
+  text { fill: #f0f6fc; }
+  .note { fill: #9198a1; }
+  .grid { stroke: #3d444d; }
+  .ours { fill: #4493f8; }
+  .peer { fill: #6e7681; }
+  .predict { fill: #3d444d; }
+}
+"""
+
+
+def chart(results: dict[str, Any]) -> str:
+    """An SVG: µs a row of each method, on a logarithmic scale, for the smallest and the largest trees."""
+    cases = [case for case in results["cases"] if case["name"] in CHARTED]
+    if not cases:
+        raise ValueError(f"the results have none of the cases {', '.join(CHARTED)}")
+    bars = {case["name"]: _bars(case) for case in cases}
+    every = [us for found in bars.values() for _, us, _ in found]
+    low, high = math.floor(math.log10(min(every)) - 0.05), math.ceil(math.log10(max(every)) - 0.05)
+
+    def x(us: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * (math.log10(us) - low) / (high - low)
+
+    plot = sum(TITLE + STEP * len(found) + GAP for found in bars.values()) - GAP
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {plot + AXIS}" width="{WIDTH}" role="img">',
+        f"<title>{escape(_summary(cases))}</title>",
+        f"<style>{STYLE}</style>",
+    ]
+    for power in range(low, high + 1):
+        at = _pixel(x(10**power))
+        parts.append(f'<text class="note" x="{at}" y="{plot + 16}" text-anchor="middle">{10.0**power:,g}</text>')
+    note = "µs a row, one thread, logarithmic; in brackets: times batch_explain's"
+    parts.append(f'<text class="note" x="{LEFT}" y="{plot + 36}">{note}</text>')
+    top = 0
+    for case in cases:
+        parts.append(f'<text class="title" x="0" y="{top + 18}">{escape(case["title"])}</text>')
+        top += TITLE
+        for power in range(low, high + 1):
+            at = _pixel(x(10**power))
+            bottom = top + STEP * len(bars[case["name"]])
+            parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{top - 4}" y2="{bottom}"/>')
+        for name, us, times in bars[case["name"]]:
+            kind = {OURS: "ours", PREDICT: "predict"}.get(name, "peer")
+            end = x(us)
+            label = f"{_number(us)}" if times is None else f"{_number(us)} (×{_number(times)})"
+            parts.append(f'<text x="{LEFT - 8}" y="{top + 13}" text-anchor="end">{escape(name)}</text>')
+            parts.append(
+                f'<rect class="{kind}" x="{LEFT}" y="{top}" width="{_pixel(end - LEFT)}" height="{BAR}" rx="2"/>'
+            )
+            parts.append(f'<text x="{_pixel(end + 6)}" y="{top + 13}">{escape(label)}</text>')
+            top += STEP
+        top += GAP
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _bars(case: dict[str, Any]) -> list[tuple[str, float, float | None]]:
+    """Name, µs a row and times ours, the fastest first; what only predicts comes first of all."""
+    found = [
+        (method["name"], method["us_per_row"]["median"], method["times_ours"]["median"])
+        for method in case["methods"]
+        if method.get("right")
+    ]
+    found.sort(key=lambda bar: (bar[0] != PREDICT, bar[1]))
+    return [(name, us, None if name == OURS else times) for name, us, times in found]
+
+
+def _summary(cases: list[dict[str, Any]]) -> str:
+    parts = [f"{case['title']}: " + ", ".join(f"{name} {_number(us)}" for name, us, _ in _bars(case)) for case in cases]
+    return "Microseconds a row. " + "; ".join(parts)
+
+
+def table(results: dict[str, Any], chart_path: str) -> str:
+    """Markdown: the chart, a line for each case, and on what it was measured."""
+    names = [method["name"] for method in results["cases"][0]["methods"]]
+    peers = [name for name in names if name not in (OURS, PREDICT)]
+    versions, machine = results["versions"], results["machine"]
+    lines = [
+        f"![µs a row of each method]({chart_path})",
+        "",
+        f"| model | µs a row | of `predict`'s time | {' | '.join(f'{_linked(peer)} takes' for peer in peers)} |",
+        "|---|---|---|" + "---|" * len(peers),
+    ]
+    for case in results["cases"]:
+        found = {method["name"]: method for method in case["methods"]}
+        predict = found[PREDICT]["times_ours"]["median"]
+        cells = [case["title"], f"**{_number(found[OURS]['us_per_row']['median'])}**", f"{1 / predict:.2f}"]
+        cells += [_cell(found[peer]) for peer in peers]
+        lines.append(f"| {' | '.join(cells)} |")
+    distributions = {
+        "LightGBM": "lightgbm",
+        "shap": "shap",
+        "woodelf-explainer": "woodelf-explainer",
+        "shapiq": "shapiq",
+    }
+    measured = ", ".join(f"{name} {versions[key]}" for name, key in distributions.items() if key in versions)
+    lines += [
+        "",
+        f"One thread, float64, one process in which all take turns: medians. {measured}, Python {versions['python']}; "
+        f"{machine['cpu'].partition(' (')[0]}, {results['batch_explain']['isa']}.",
+    ]
+    return "\n".join(lines)
+
+
+def _linked(peer: str) -> str:
+    return {"LightGBM pred_contrib": "`pred_contrib`", "shap.TreeExplainer": "`shap.TreeExplainer`"}.get(peer, peer)
+
+
+def _cell(method: dict[str, Any]) -> str:
+    if "times_ours" not in method:
+        return method["status"].partition(":")[0]
+    return f"×{_number(method['times_ours']['median'])}" if method["right"] else "wrong values"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 20 else f"{value:.1f}"
+
+
+def _pixel(value: float) -> str:
+    return f"{value:.1f}"
+
+
+def main(arguments: list[str]) -> int:
+    """Write the chart, and the README's part where one is named."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", type=Path, default=RESULTS / "kernel.json", help="(default: results/kernel.json)")
+    parser.add_argument("--svg", type=Path, default=RESULTS / "kernel.svg", help="(default: results/kernel.svg)")
+    parser.add_argument(
+        "--readme", type=Path, metavar="PATH", help="a file with the lines <!-- kernel --> and <!-- /kernel -->"
+    )
+    options = parser.parse_args(arguments)
+    results = json.loads(options.json.read_text(encoding="utf-8"))
+    options.svg.write_text(chart(results), encoding="utf-8")
+    if options.readme:
+        folder = options.readme.resolve().parent
+        shown = options.svg.resolve()
+        where = shown.relative_to(folder).as_posix() if shown.is_relative_to(folder) else shown.name
+        common.replace_between(options.readme, "kernel", table(results, where))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,94 @@
+"""The benchmarks run, tiny: what they time is right, and what they write can be read. No time is asserted."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="the benchmarks are not part of the source distribution")
+
+CASES = ["100x31", "100x63", "100x127", "100x255", "1000x31", "5 classes", "categorical + NaN", "sparse", "12 features"]
+ALWAYS = ("batch_explain", "LightGBM predict", "LightGBM pred_contrib")
+METHODS = [*ALWAYS, "shap.TreeExplainer", "woodelf-explainer", "shapiq"]
+
+
+def script(name: str, *arguments: str | Path) -> str:
+    command = [sys.executable, str(FOLDER / name), *map(str, arguments)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("kernel") / "kernel.json"
+    script("kernel.py", "--quick", "--json", path)
+    return path
+
+
+@pytest.fixture
+def results(measured: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(measured.read_text())
+    return found
+
+
+def test_kernel_and_peers_agree(results: dict[str, Any]) -> None:
+    assert results["problems"] == []
+    assert [case["name"] for case in results["cases"]] == CASES
+    for case in results["cases"]:
+        assert [method["name"] for method in case["methods"]] == METHODS
+        for method in case["methods"]:
+            if method["name"] in ALWAYS:
+                assert method["status"] == "ok"
+            elif method["status"] != "ok":
+                assert method["status"] == "not installed" or method["status"].startswith("cannot: ")
+                continue
+            assert method["right"]
+            assert method["max_relative_difference"] < (1e-9 if method["name"] in ALWAYS else 1e-3)
+            assert set(method["us_per_row"]) == set(method["times_ours"]) == {"min", "median", "max"}
+            assert method["rows"] > 0 and method["calls"] > 0
+        assert case["fastest_peer"] in METHODS[2:]
+
+
+def test_kernel_results_say_what_was_measured(results: dict[str, Any]) -> None:
+    sizes = {case["name"]: (case["outputs"], case["features"]) for case in results["cases"]}
+    assert sizes["100x31"] == (1, 50)
+    assert sizes["5 classes"] == (5, 50)
+    assert sizes["sparse"] == (1, 42_000)
+    assert sizes["12 features"] == (1, 12)
+    assert [grown["name"] for grown in results["growth"]] == CASES[:4]
+    assert [(table["name"], table["divisor"]) for table in results["tables"]] == [
+        (name, divisor) for name in ("100x31", "100x255") for divisor in (1, 4, 16)
+    ]
+    assert all(table["max_relative_difference"] < 1e-9 for table in results["tables"])
+    assert results["threads"]["times_faster"]["median"] > 0
+    assert [first["name"] for first in results["first_row"]] == ["100x31", "100x255"]
+    assert {"python", "numpy", "lightgbm"} <= set(results["versions"])
+    assert results["machine"]["cpu"]
+    assert results["targets"] == []  # of tiny models there are none
+
+
+def test_chart_is_deterministic_and_fills_the_readme(measured: Path, tmp_path: Path) -> None:
+    readme, first, second = tmp_path / "README.md", tmp_path / "first.svg", tmp_path / "second.svg"
+    readme.write_text("before\n<!-- kernel -->\nold\n<!-- /kernel -->\nafter\n")
+    script("chart.py", "--json", measured, "--svg", second)
+    for _ in range(2):
+        script("chart.py", "--json", measured, "--svg", first, "--readme", readme)
+    assert first.read_bytes() == second.read_bytes()
+    lines = readme.read_text().splitlines()
+    assert lines[:2] == ["before", "<!-- kernel -->"] and lines[-2:] == ["<!-- /kernel -->", "after"]
+    assert "![µs a row of each method](first.svg)" in lines and "old" not in lines
+    assert sum(line.startswith("| ") for line in lines) == 1 + len(CASES)
+
+
+def test_chart_refuses_a_readme_without_its_lines(measured: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("nothing\n")
+    command = [sys.executable, str(FOLDER / "chart.py"), "--json", str(measured), "--svg", str(tmp_path / "a.svg")]
+    ended = subprocess.run([*command, "--readme", str(readme)], capture_output=True, text=True, check=False)
+    assert ended.returncode != 0 and "<!-- kernel -->" in ended.stderr
+    assert readme.read_text() == "nothing\n"
