@@ -8,32 +8,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import common
+import engineered
+from end_to_end_steps import ID, ROOT, SAMPLE_ROWS, TOLERANCE, run_step
+from engine_run import engine_environment, run_engine
 
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-
-ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("binary", "multiclass", "dense_regression")
-FILES, ROW_GROUPS = 8, 2
-SEED = 7
-SAMPLE_ROWS = 2_000
-TOLERANCE = 1e-9
-ID = "row"
 
 SCRIPT, ALL_ROWS = "documented script", "documented script, downsample=False"
 ENGINE, ENGINE_ONE = "batch-explain run", "batch-explain run --workers 1"
@@ -73,6 +62,7 @@ class Outcome:
 
     seconds: float = 0.0
     work_seconds: float = 0.0
+    steady_seconds: float | None = None  # of batch-explain: without stopping the workers and closing the run
     steps: dict[str, float] = field(default_factory=dict)
     cpu_seconds: float = 0.0
     peak_rss_mb: float = 0.0
@@ -89,267 +79,6 @@ class Outcome:
         return self.seconds - self.work_seconds
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Steps that need the SDK or numpy: each runs in a process of its own, `end_to_end.py --step NAME SPEC`
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def prepare(spec: dict[str, Any]) -> dict[str, Any]:
-    """Build the kinds, write their rows as parquet, and ask the SDK about a sample of them."""
-    import joblib
-
-    from tests.automl_fixtures import KINDS as BUILDABLE
-    from tests.automl_fixtures import build
-
-    if unknown := [kind for kind in spec["kinds"] if kind not in BUILDABLE]:
-        raise SystemExit(f"no kind {', '.join(unknown)}; there are {', '.join(BUILDABLE)}")
-
-    folder, tasks = Path(spec["folder"]), {}
-    for kind, paths in build(spec["kinds"], folder / "kinds").items():
-        home = folder / kind
-        shutil.rmtree(home, ignore_errors=True)  # rows and references of an earlier run
-        home.mkdir()
-        explainer = joblib.load(paths.explainer)
-        if explainer._data_mapper is not None or not hasattr(explainer._model, "booster_"):
-            raise SystemExit(f"{kind} has no LightGBM surrogate on engineered features: it is not measured here")
-        # The fixtures pin the surrogate to one thread; the one that AutoML makes uses all cores.
-        explainer._model.set_params(n_jobs=None)
-        joblib.dump(explainer, home / "scoring_explainer.pkl")
-        joblib.dump(joblib.load(paths.model), home / "model.pkl")
-        input_bytes = _write_rows(paths.raw, home / "input", spec["rows"])
-        tasks[kind] = {
-            "task": paths.task,
-            "outputs": paths.outputs,
-            "rows": spec["rows"],
-            "input_bytes": input_bytes,
-            "trees": explainer._model.booster_.num_trees(),
-            **_write_sample_reference(home, paths.task, paths.outputs),
-        }
-    return tasks
-
-
-def _write_rows(source: Path, folder: Path, rows: int) -> int:
-    """Draw the fixture's rows again and again, shake the numbers, and write several files of several row groups."""
-    import numpy as np
-    import pandas as pd
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rng = np.random.default_rng(SEED)
-    fixture = pd.read_parquet(source)
-    frame = fixture.iloc[rng.integers(0, len(fixture), rows)].reset_index(drop=True)
-    for name in frame:
-        frame[name] = _shaken(frame[name], rng)
-    frame.insert(0, ID, np.arange(rows))
-    table = pa.Table.from_pandas(frame, preserve_index=False)
-    folder.mkdir(exist_ok=True)
-    edges = [rows * i // FILES for i in range(FILES + 1)]
-    for i, (start, stop) in enumerate(itertools.pairwise(edges)):
-        size = max(1, -(-(stop - start) // ROW_GROUPS))
-        pq.write_table(table.slice(start, stop - start), folder / f"rows-{i:05d}.parquet", row_group_size=size)
-    return sum(file.stat().st_size for file in folder.iterdir())
-
-
-def _shaken(column: pd.Series[Any], rng: np.random.Generator) -> pd.Series[Any]:
-    """The same column with noise on its numbers and dates; gaps, texts and the type stay."""
-    import numpy as np
-
-    kind = column.dtype.kind
-    moved = column
-    if kind == "f":
-        moved = column + rng.normal(0, 0.05 * np.nanstd(column), len(column))
-    elif kind in "iu":
-        moved = column + rng.integers(-2, 3, len(column))
-        moved = moved.clip(column.min(), column.max()).astype(column.dtype)
-    elif kind == "M":
-        moved = column + rng.integers(0, 7200, len(column)).astype("timedelta64[s]")
-    return moved
-
-
-def _write_sample_reference(home: Path, task: str, outputs: int) -> dict[str, Any]:
-    """What the SDK answers for fixed positions; raw by way of dense rows, where it cannot do sparse ones."""
-    import joblib
-    import numpy as np
-    import pandas as pd
-    from azureml.train.automl.runtime.automl_explain_utilities import automl_setup_model_explanations
-    from scipy.sparse import issparse
-
-    model, explainer = joblib.load(home / "model.pkl"), joblib.load(home / "scoring_explainer.pkl")
-    data = pd.read_parquet(home / "input").drop(columns=ID)
-    positions = np.arange(len(data))
-    if len(data) > SAMPLE_ROWS:
-        positions = np.sort(np.random.default_rng(SEED).choice(len(data), SAMPLE_ROWS, replace=False))
-    rows = data.iloc[positions].reset_index(drop=True)
-    features = automl_setup_model_explanations(model, X_test=rows, task=task, downsample=False).X_test_transform
-    sparse = issparse(features)
-    engineered = _stacked(explainer.explain(features), outputs)
-    dense = features.toarray() if sparse and outputs > 1 else features
-    raw = _stacked(explainer.explain(dense, get_raw=True), outputs)
-    np.savez(home / "reference.npz", positions=positions, engineered=engineered, raw=raw)
-    return {
-        "sparse": sparse,
-        "engineered_features": engineered.shape[2],
-        "raw_features": raw.shape[2],
-        "engineered_names": list(explainer.engineered_features),
-        "raw_names": list(explainer.raw_features),
-    }
-
-
-def script(spec: dict[str, Any]) -> dict[str, Any]:
-    """The documented scoring script, with a clock between its lines."""
-    steps: dict[str, float] = {}
-    failures: list[str] = []
-
-    @contextlib.contextmanager
-    def timed(name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            steps[name] = time.perf_counter() - started
-
-    with timed("imports"):
-        import joblib
-        import pandas as pd
-        from azureml.train.automl.runtime.automl_explain_utilities import automl_setup_model_explanations
-    with timed("load"):
-        automl_model = joblib.load(spec["model"])
-        scoring_explainer = joblib.load(spec["explainer"])
-    with timed("read"):
-        data = pd.read_parquet(spec["input"]).drop(columns=ID)
-    with timed("predict"):
-        predictions = automl_model.predict(data)
-    with timed("setup"):
-        asked = {} if spec["downsample"] else {"downsample": False}
-        setup = automl_setup_model_explanations(automl_model, X_test=data, task=spec["task"], **asked)
-    with timed("engineered"):
-        engineered = scoring_explainer.explain(setup.X_test_transform)
-    raw = None
-    with timed("raw"):
-        try:
-            raw = scoring_explainer.explain(setup.X_test_transform, get_raw=True)
-        except Exception as error:
-            failures.append(f"get_raw=True fails: {type(error).__name__}: {error}")
-
-    peak, cpu = _own_peak_mb(), time.process_time()
-    storing = time.perf_counter()
-    assert len(predictions) == len(data)
-    explained = _store(spec, scoring_explainer, engineered, raw)
-    return {
-        "steps": steps,
-        "failures": failures,
-        "rows_explained": explained,
-        "peak_rss_mb": peak,
-        "cpu_seconds": cpu,
-        "storing_seconds": time.perf_counter() - storing,
-    }
-
-
-def _store(spec: dict[str, Any], explainer: Any, engineered: Any, raw: Any) -> int:
-    """Store what the script got, for the comparison; and as the reference, if it covers all rows in order."""
-    import numpy as np
-
-    out = Path(spec["out"])
-    arrays: dict[str, Any] = {"engineered": _stacked(engineered, spec["outputs"])}
-    if raw is not None:
-        arrays["raw"] = _stacked(raw, spec["outputs"])
-    np.savez(out / "result.npz", **arrays)
-    if spec.get("reference"):
-        if raw is None:  # explain() would have come to this, with the engineered values as an array
-            arrays["raw"] = _stacked(explainer._get_raw_importances(arrays["engineered"]), spec["outputs"])
-        np.savez(spec["reference"], positions=np.arange(arrays["engineered"].shape[1]), **arrays)
-    return int(arrays["engineered"].shape[1])
-
-
-def judge(spec: dict[str, Any]) -> dict[str, Any]:
-    """Count the rows whose values are those of the reference for the row at the same position."""
-    import numpy as np
-
-    with np.load(spec["reference"]) as stored:
-        positions, reference = stored["positions"], {level: stored[level] for level in ("engineered", "raw")}
-    if "run" in spec:
-        candidate = {level: _run_table(Path(spec["run"]), level, spec["names"][level]) for level in reference}
-    else:
-        with np.load(spec["result"]) as stored:
-            candidate = {level: stored[level] for level in stored.files}
-    right, largest = {}, 0.0
-    for level, expected in reference.items():
-        right[level] = np.zeros(len(positions), dtype=bool)
-        if level in candidate:
-            there = positions < candidate[level].shape[1]
-            found, expected = candidate[level][:, positions[there]], expected[:, there]
-            scale = np.maximum(1.0, np.abs(expected).max(axis=2, initial=0.0))
-            difference = np.abs(found - expected).max(axis=2, initial=0.0) / scale
-            difference = np.nan_to_num(difference, nan=np.finfo(np.float64).max)  # NaN is as wrong as can be
-            right[level][there] = (difference <= TOLERANCE).all(axis=0)
-            largest = max(largest, float(difference.max(initial=0.0)))
-    return {
-        "checked": len(positions),
-        "rows": int((right["engineered"] & right["raw"]).sum()),
-        "engineered": int(right["engineered"].sum()),
-        "raw": int(right["raw"].sum()),
-        "largest_difference": largest,
-    }
-
-
-def _run_table(run: Path, level: str, names: list[str]) -> np.ndarray:
-    """A run's importances as (output, row, feature), its parts in order, every row at its place."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    info = json.loads((run / "run.json").read_text())
-    left_out = set(info["features"]["not_written"]) if level == "engineered" else set()
-    outputs = []
-    for folder in info["tables"][level]:
-        parts = sorted((run / folder).glob("part-*.parquet"), key=lambda part: (len(part.name), part.name))
-        table = pa.concat_tables([pq.ParquetFile(part).read() for part in parts])
-        if not np.array_equal(table[ID].to_numpy(), np.arange(table.num_rows)):
-            raise SystemExit(f"the rows of {level} are not in the order of the input")
-        if table.column_names != [ID, *(name for name in names if name not in left_out)]:
-            raise SystemExit(f"the columns of {level} are not the explainer's, in its order")
-        zeros = np.zeros(table.num_rows)  # what is left out is zero in every row
-        columns = [zeros if name in left_out else table[name].to_numpy() for name in names]
-        outputs.append(np.column_stack(columns))
-    return np.stack(outputs)
-
-
-def _stacked(values: Any, outputs: int) -> np.ndarray:
-    """(output, row, feature) from what `explain` returns: nested lists, a csr matrix, or a list of those."""
-    import numpy as np
-    from scipy.sparse import issparse
-
-    if issparse(values):
-        values = [values]
-    if issparse(values[0]):
-        values = [output.toarray() for output in values]
-    stacked = np.asarray(values, dtype=np.float64)
-    return stacked.reshape(outputs, *stacked.shape[-2:])
-
-
-def _own_peak_mb() -> float:
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-STEPS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"prepare": prepare, "script": script, "judge": judge}
-
-
-def run_step(name: str, spec_path: Path) -> None:
-    """Do a step in this process; its answer goes beside its specification."""
-    sys.path.insert(0, str(ROOT))  # for tests.automl_fixtures
-    with contextlib.redirect_stdout(sys.stderr):  # the SDK narrates
-        answer = STEPS[name](json.loads(spec_path.read_text()))
-    common.write_json(spec_path.with_suffix(".answer.json"), answer)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The benchmark
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 class StepFailedError(RuntimeError):
     """A process ended without its answer."""
 
@@ -362,7 +91,7 @@ class Benchmark:
         self.folder = folder
         self.tasks: dict[str, Task] = {}
         self.outcomes: dict[tuple[str, str], list[Outcome]] = {}
-        self.engine_env, self.engine_source = _engine_environment(folder)
+        self.engine_env, self.engine_source = engine_environment(folder)
         self.ways = ([ALL_ROWS] if options.sdk_all_rows else []) + [SCRIPT, ENGINE]
         if common.cores() > 1:
             self.ways.append(ENGINE_ONE)
@@ -441,28 +170,23 @@ class Benchmark:
 
     def _engine(self, task: Task, way: str) -> Outcome:
         home, out = self.folder / task.kind, self._new_folder()
-        command = [sys.executable, "-m", "batch_explain", "run", "--log-format", "json", "--id-columns", ID]
-        command += ["--input", str(home / "input"), "--model", str(home / "model.pkl")]
-        command += ["--explainer", str(home / "scoring_explainer.pkl"), "--output", str(out / "run")]
+        arguments = ["--id-columns", ID, "--input", str(home / "input"), "--model", str(home / "model.pkl")]
+        arguments += ["--explainer", str(home / "scoring_explainer.pkl")]
         if way == ENGINE_ONE:
-            command += ["--workers", "1"]
-        log = out / "log.json"
-        measured = common.measure(command, cwd=self.folder, stdout=out / "table.txt", stderr=log, env=self.engine_env)
-        if measured.exit_code:
-            raise StepFailedError(self._ending("batch-explain run", measured.exit_code, log))
-        info = json.loads((out / "run" / "run.json").read_text())
-        timings = info["timings_s"]
-        inside = next(line["seconds"] for line in _json_lines(log) if line["event"] == "RunFinished")
-        closing = inside - sum(timings.values())  # the workers are stopped, then the run is finalized
+            arguments += ["--workers", "1"]
+        found = run_engine(arguments, out, env=self.engine_env)
+        if found.measured.exit_code:
+            raise StepFailedError(self._ending("batch-explain run", found.measured.exit_code, out / "log.json"))
         outcome = Outcome(
-            seconds=measured.seconds,
-            work_seconds=timings["explain"] + closing,
-            steps=_rounded({**timings, "stop_workers_and_finalize": closing}),
-            cpu_seconds=measured.cpu_seconds,
-            peak_rss_mb=measured.tree_rss_mb,
-            largest_process_mb=measured.largest_rss_mb,
-            worker_peaks_mb=_worker_peaks(out / "run"),
-            rows_explained=info["rows"]["explained"],
+            seconds=found.measured.seconds,
+            work_seconds=found.explain_seconds + found.closing_seconds,
+            steady_seconds=found.explain_seconds,
+            steps=_rounded({**found.timings, "stop_workers_and_finalize": found.closing_seconds}),
+            cpu_seconds=found.measured.cpu_seconds,
+            peak_rss_mb=found.measured.tree_rss_mb,
+            largest_process_mb=found.measured.largest_rss_mb,
+            worker_peaks_mb=found.worker_peaks_mb,
+            rows_explained=found.info["rows"]["explained"],
         )
         names = {"engineered": task.engineered_names, "raw": task.raw_names}
         outcome.right = self._judge(task, {"run": str(out / "run"), "names": names})
@@ -546,7 +270,12 @@ class Benchmark:
                 "cpu_seconds": common.spread([run.cpu_seconds for run in whole]),
                 "peak_rss_mb": common.spread([run.peak_rss_mb for run in whole], 0),
             }
-            found["times_predict"] = _ratio(_median(found, "work_seconds"), self._median_predict(task.kind))
+            predict = self._median_predict(task.kind)
+            found["times_predict"] = _ratio(_median(found, "work_seconds"), predict)
+            steady = [run.steady_seconds for run in whole if run.steady_seconds is not None]
+            found["steady_us_per_row"] = common.spread([1e6 * seconds / task.rows for seconds in steady])
+            middle = common.spread(steady, 6)
+            found["steady_times_predict"] = _ratio(middle["median"] if middle else None, predict)
         found["each"] = [asdict(run) for run in runs]
         return found
 
@@ -624,7 +353,7 @@ class Benchmark:
         results = self.results()
         headings = (
             "way", "runs", "total s", "start-up\ns", "work s", "µs/row\nasked", "µs/row\nexplained", "×\npredict",
-            "script÷this\nper row", "rows\nexplained", "rows right", "peak\nRSS MB",
+            "steady\n× predict", "script÷this\nper row", "rows\nexplained", "rows right", "peak\nRSS MB",
         )  # fmt: skip
         for task in self.tasks.values():
             predict = common.spread(self.predict_seconds(task.kind), 6)
@@ -644,30 +373,6 @@ class Benchmark:
         )
         for problem in self.problems():
             print(f"PROBLEM: {problem}")
-
-
-def _engine_environment(folder: Path) -> tuple[dict[str, str] | None, str]:
-    """The environment in which `python -m batch_explain` is found: the installed package, or else this working tree."""
-    command = [sys.executable, "-c", "import batch_explain"]
-    if subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode == 0:
-        return None, "installed"
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path}, "working tree"
-
-
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text(errors="replace").splitlines():
-        if line.startswith("{"):
-            yield json.loads(line)
-
-
-def _worker_peaks(run: Path) -> list[float]:
-    """Peak resident memory of each worker process, from the run's receipts."""
-    peaks: dict[int, float] = {}
-    for receipt in sorted((run / "_run" / "receipts").glob("*.json")):
-        worker = json.loads(receipt.read_text())["worker"]
-        peaks[worker["pid"]] = max(peaks.get(worker["pid"], 0.0), round((worker["peak_rss_bytes"] or 0) / 1e6, 1))
-    return list(peaks.values())
 
 
 def _rounded(steps: dict[str, float]) -> dict[str, float]:
@@ -697,12 +402,12 @@ def _seconds(value: float) -> str:
 
 def _predict_line(task: Task, seconds: dict[str, float], runs: int) -> list[str]:
     each = f"{1e6 * seconds['median'] / task.rows:.1f}"
-    return ["model.predict alone", str(runs), "", "", _range(seconds), each, "", "1.0", "", "", "", ""]
+    return ["model.predict alone", str(runs), "", "", _range(seconds), each, "", "1.0", "1.0", "", "", "", ""]
 
 
 def _line(found: dict[str, Any]) -> list[str]:
     if "total_seconds" not in found:
-        return [found["way"], str(found["runs"]), "fails", *[""] * 9]
+        return [found["way"], str(found["runs"]), "fails", *[""] * 10]
     each = found["each"]
     right = f"{found['rows_right']:,} of {found['rows_checked']:,}"
     if any(run["failures"] for run in each):
@@ -710,6 +415,7 @@ def _line(found: dict[str, Any]) -> list[str]:
             f"raw fails (engineered {min(run['right']['engineered'] for run in each):,} of {found['rows_checked']:,})"
         )
     times, by_script = found["times_predict"], found["script_by_this_us_per_row_explained"]
+    steady = found["steady_times_predict"]
     return [
         found["way"],
         str(found["runs"]),
@@ -719,6 +425,7 @@ def _line(found: dict[str, Any]) -> list[str]:
         f"{found['us_per_row_asked']['median']:.1f}",
         f"{found['us_per_row_explained']['median']:.1f}",
         f"{times:.1f}" if times else "",
+        f"{steady:.2f}" if steady else "",
         f"{by_script:.2f}" if by_script else "",
         f"{found['rows_explained']:,}",
         right,
@@ -730,7 +437,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--rows", type=int, default=100_000, help="rows of each kind (default: %(default)s)")
+    add("--rows", type=int, help="rows of each kind (default: 100,000; of --engineered: 1,000,000)")
     add("--kinds", default=",".join(KINDS), help="names from tests.automl_fixtures (default: %(default)s)")
     add("--repeat", type=int, default=3, help="runs of each way (default: %(default)s)")
     add("--repeat-all-rows", type=int, default=1, help="runs of the script with downsample=False (default: 1)")
@@ -741,10 +448,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="run the script with downsample=False too, the reference then being all rows (default: yes)",
     )
     add("--minutes", type=float, default=12, help="begin no repeat that would end later; 0: no limit (default: 12)")
+    add("--engineered", action="store_true", help="another case: 1,000,000 rows of engineered parquet, no SDK needed")
     add("--tiny", action="store_true", help="2,000 rows, once: correctness only, for CI")
     add("--folder", type=Path, help="keep models, rows and references here (default: a temporary folder)")
     add("--json", type=Path, metavar="PATH", help="write everything that was measured")
     options = parser.parse_args(arguments)
+    if options.rows is None:
+        options.rows = 1_000_000 if options.engineered else 100_000
     if options.tiny:
         options.rows, options.repeat, options.sdk_all_rows = 2_000, 1, False
     options.kinds = [kind.strip() for kind in options.kinds.split(",")]
@@ -766,6 +476,8 @@ def main(arguments: list[str]) -> int:
         before = common.machine()
         if before["load_average"][0] > 0.5:
             print(f"The machine is busy (load {before['load_average'][0]}): times will be too long.", file=sys.stderr)
+        if options.engineered:
+            return engineered.main(options, folder, before)
         benchmark = Benchmark(options, folder)
         try:
             benchmark.run()
