@@ -351,37 +351,3 @@ def test_a_run_shares_its_tables_and_leaves_nothing_behind(
     assert alone.info["treeshap"]["tables"] == "of each process"
     del run
     assert not list(own_temporary_folder.glob("batch-explain-*"))
-
-
-# A teacher that is LightGBM itself is asked once
-
-
-class Contrary(lightgbm.LGBMClassifier):  # type: ignore[misc]
-    """Its predict is not the argmax of its probabilities."""
-
-    def predict(self, X: Any, **options: Any) -> np.ndarray:
-        return np.asarray(self.classes_)[np.argmin(self.predict_proba(X), axis=1)]
-
-
-@pytest.mark.parametrize("labels", [["no", "yes"], [3, 1], ["a", "c", "b"]])
-@pytest.mark.parametrize(("kind", "asked"), [(lightgbm.LGBMClassifier, 1), (Contrary, 2)])
-def test_predictions_of_lightgbm(kind: Any, asked: int, labels: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from sklearn.pipeline import Pipeline
-
-    from batch_explain.teachers.base import predict_with
-
-    rng = np.random.default_rng(0)
-    rows = rng.normal(size=(500, 4))
-    target = np.array(labels)[rng.integers(0, len(labels), 500)]
-    model = kind(n_estimators=5, verbosity=-1, n_jobs=1).fit(rows, target)
-    for estimator in (model, Pipeline([("learner", model)])):
-        expected, probabilities = model.predict(rows), model.predict_proba(rows)
-        calls = []
-        raw = lightgbm.Booster.predict
-        with monkeypatch.context() as patch:
-            patch.setattr(lightgbm.Booster, "predict", lambda *a, **k: calls.append(1) or raw(*a, **k))
-            found = predict_with(estimator, rows, tuple(model.classes_))
-        assert len(calls) == asked
-        np.testing.assert_array_equal(found.prediction, expected)
-        np.testing.assert_array_equal(found.probabilities, probabilities)
-        assert found.prediction.dtype == expected.dtype

@@ -1,6 +1,5 @@
 """What every teacher offers."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,7 +7,6 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from sklearn.pipeline import Pipeline
 
 from batch_explain.teachers.columns import Column
 
@@ -75,32 +73,10 @@ class Teacher(Protocol):
 def predict_with(estimator: Any, data: Any, classes: tuple[Any, ...] | None) -> Predictions:
     """Call ``predict`` and, for a classifier that has it, ``predict_proba``.
 
-    Both are asked, because a classifier's ``predict`` need not be the argmax of its probabilities; except LightGBM's, which
-    is known to be, and costs as much again.
+    Both are asked: a classifier's ``predict`` need not be the argmax of its probabilities.
     """
-    if classes is None or not hasattr(estimator, "predict_proba"):
-        prediction = np.asarray(estimator.predict(data))
-        return Predictions(prediction.reshape(len(prediction)))
-    found = np.asarray(estimator.predict_proba(data))
-    learner = _lightgbm_classifier(estimator)
-    if learner is None:
-        prediction = np.asarray(estimator.predict(data))
-    else:  # as LGBMClassifier.predict has it
-        prediction = np.asarray(learner._le.inverse_transform(np.argmax(found, axis=1)))
-    return Predictions(prediction.reshape(len(prediction)), found.astype(np.float64, copy=False))
-
-
-def _lightgbm_classifier(estimator: Any) -> Any:
-    """LightGBM's own classifier, where it alone decides what an estimator predicts; else None."""
-    lightgbm = sys.modules.get("lightgbm")
-    if lightgbm is None:  # then nothing here is one
-        return None
-    if type(estimator) is Pipeline and len(estimator.steps) == 1:
-        estimator = estimator.steps[0][1]
-    kind = type(estimator)
-    if (kind.__module__, kind.__name__) == ("azureml.automl.runtime.shared.model_wrappers", "LightGBMClassifier"):
-        estimator = estimator.model  # both methods pass on to it
-    theirs = lightgbm.LGBMClassifier
-    if type(estimator) is not theirs or callable(estimator._objective) or len(estimator.classes_) < 2:
-        return None
-    return estimator
+    prediction = np.asarray(estimator.predict(data))
+    probabilities = None
+    if classes is not None and hasattr(estimator, "predict_proba"):
+        probabilities = np.asarray(estimator.predict_proba(data), dtype=np.float64)
+    return Predictions(prediction.reshape(len(prediction)), probabilities)
