@@ -279,7 +279,7 @@ def _refuse(array: np.ndarray) -> None:
 def _inode_of(digest: str) -> int:
     """Inode of the file that this process has mapped for a digest."""
     lines = Path("/proc/self/maps").read_text().splitlines()
-    return int(next(line.split()[4] for line in lines if digest in line))
+    return int(next(line.split()[4] for line in lines if f"/{digest}.f64" in line))
 
 
 def _use(connection: Any) -> None:

@@ -1,5 +1,7 @@
 """One partition = one task, idempotent: read, featurize once, predict, explain, derive raw, write, receipt."""
 
+import contextlib
+import ctypes
 import functools
 import os
 import platform
@@ -30,6 +32,7 @@ from batch_explain.teachers.columns import BadValueError
 ADDITIVITY_TOLERANCE = 1e-6
 CHECKED_ROWS = 256
 _LEVELS = ("engineered", "raw")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -130,11 +133,14 @@ def _native_libraries(_modules: int) -> ThreadpoolController:
 
 @functools.lru_cache(maxsize=1)
 def _keep_freed_memory() -> None:
-    """Have glibc keep a batch's arrays for the next one: to take them anew from the system costs 1 µs a row.
+    """Have glibc keep a batch's arrays for the next one: to take them anew from the system costs 1 to 2 µs a row.
 
-    It gives memory back at twice the size of the largest block of at most 32 MB that was ever freed.
+    Dask starts its workers with settings that give everything back at once.
     """
-    np.empty(31 << 20, dtype=np.uint8)
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, another system
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that it takes
+        mallopt(_M_TRIM_THRESHOLD, 128 << 20)
 
 
 def _still_ours(output: Location, plan: Plan) -> None:
