@@ -42,10 +42,12 @@ using i8x32u = int8_t __attribute__((vector_size(32), aligned(1)));
 constexpr int LANES = 4;     // features of a quad: doubles that one pattern selects together
 constexpr int TILE = 128;    // rows whose values are encoded at a time
 constexpr int CHUNK = 256;   // rows that a tree is run over at a time
+constexpr int64_t MAX_CHUNKS = (1 << 16) / CHUNK;  // so that 16 bits number a block's rows
 constexpr int64_t MAX_SUMS = 2 << 20;  // doubles: a block has fewer chunks where there are many features
 // Rows of arrays are this far apart: at equal offsets within a page, a load would wait for the last store to any other
 // array (they look alike to the CPU in their low 12 bits), and all would compete for the same few cache lines.
 constexpr int SUMS = CHUNK + 8, CODES = CHUNK + 32;
+constexpr int HASH_BITS = 15;
 constexpr int MAX_POINTS = 256, MAX_PARTS = 160;  // enough for 512 distinct features on a path: see groups.py
 constexpr double ZERO_THRESHOLD = 1.0000000180025095e-35;  // LightGBM's kZeroThreshold, a float
 
@@ -86,12 +88,34 @@ struct Groups {
   const int32_t *first_plane;   // of a part
   const int64_t *patterns;      // of a part
   const int32_t *record;        // of a part: doubles of one pattern (direct: of one pattern and quad)
-  const int32_t *key_shift;     // of a part: where its pattern stands in a key of all parts' patterns
+  const int32_t *key_shift;     // of a part: where its pattern stands in a key of all parts' patterns,
+  const int32_t *key_bits;      // and how many bits it has there
   const int32_t *first_slot;    // of a part: its features
   const int64_t *table;         // of a part: where its doubles begin
   const int32_t *slot;          // feature of a table column: position among the used features
   const int32_t *plane_scale;   // pattern = sum of plane x scale
   const int64_t *first_term, *first_predicate;  // of a plane: its terms, and those of them that are predicates
+};
+
+struct Leaves {  // of the parts of the groups: what their tables are made of, or what is computed without tables
+  const int64_t *first_leaf;   // of a part
+  const int64_t *first_var;    // of a part: the variables that its pattern number is made of
+  const int32_t *var_states;
+  const double *value;         // of a leaf
+  const int64_t *first_factor; // of a leaf: its features in this part
+  const double *zero_fraction;
+  const int32_t *place;        // of a factor: which of the part's table columns
+  const int64_t *allowed_start;  // of a leaf: for each variable and state, the bits of the factors that it satisfies
+  const uint64_t *allowed;
+};
+
+struct Quadrature {  // Gauss-Legendre on [0, 1]
+  const int32_t *points;        // of a group: how many
+  const int64_t *points_start;  // where the points of a rule of so many begin
+  const double *point;
+  const int32_t *rule;          // of a part
+  const int64_t *rule_start;
+  const double *rules;          // (term, point)
 };
 
 struct Input {
@@ -134,10 +158,12 @@ struct Scratch {
   std::vector<double> sums;        // (chunk, feature, SUMS)
   std::vector<int8_t> codes;       // (chunk, column, CODES)
   std::vector<uint32_t> patterns;  // (part of a group, row of the block)
-  // the combinations of patterns that occur in the block: number of each row's (times LANES), first row of each,
+  // the combinations of patterns that occur in the block: number of each row's (times LANES), a row of each,
   std::vector<uint32_t> id, row;
-  std::vector<uint64_t> key;       // of each row, the patterns of all parts in one number,
-  std::vector<uint32_t> heads;     // and the hash table that finds them: their numbers plus 1
+  std::vector<uint32_t> key;       // of each row, the patterns of all parts in one number,
+  std::vector<uint64_t> long_key;  // where they are long,
+  std::vector<uint16_t> heads;     // a row of each hash,
+  std::vector<uint16_t> number;    // and, of rows that represent a combination, its number
   Buffer occurring;         // (quad of a group, combination, LANES)
 
   int64_t rows() const { return chunks * CHUNK; }
@@ -295,44 +321,64 @@ INLINE void add_quads(const Groups &g, int part, const double *table, int64_t st
   }
 }
 
-// The rows of a block that have the same patterns in all parts of a group, found by hashing: id[r] numbers the row's
-// combination in the order of first appearance, row[id] is the first row that has it. Returns how many there are.
-INLINE int64_t number_combinations(const Groups &g, int first, int last, int64_t rows, Scratch &s) {
-  if (g.key_shift[last - 1] >= 48) {  // beyond what a key is sure to hold: take all rows as different
-    for (int64_t r = 0; r < rows; ++r) s.id[r] = (s.row[r] = (uint32_t)r) * LANES;
-    return rows;
-  }
-  uint64_t *key = s.key.data();
+// The rows of a block that have the same patterns in all parts of a group: id[r] numbers the row's combination (times
+// LANES), row[id] is a row that has it. Returns how many there are. Without branches, which would be mispredicted: of all
+// rows of one hash, the last represents those that have its key; the few others represent themselves.
+template <class Key>
+INLINE int64_t number_combinations(const Groups &g, int first, int last, int64_t rows, Key *key, Scratch &s) {
   for (int64_t r = 0; r < rows; ++r) key[r] = s.patterns[r];
   for (int part = first + 1; part < last; ++part) {
     const uint32_t *patterns = s.patterns.data() + (part - first) * s.rows();
-    for (int64_t r = 0; r < rows; ++r) key[r] |= (uint64_t)patterns[r] << g.key_shift[part];
+    const int shift = g.key_shift[part];
+    for (int64_t r = 0; r < rows; ++r) key[r] |= (Key)patterns[r] << shift;
   }
-  const uint64_t mask = s.heads.size() - 1;
-  std::fill(s.heads.begin(), s.heads.end(), 0);
-  int64_t found = 0;
+  constexpr Key MULTIPLIER = (Key)0x9E3779B97F4A7C15u | 1;
+  constexpr int HIGH = 8 * sizeof(Key) - HASH_BITS;
+  uint16_t *heads = s.heads.data(), *number = s.number.data();
+  uint32_t *id = s.id.data(), *row = s.row.data();
+  for (int64_t r = 0; r < rows; ++r) heads[(Key)(key[r] * MULTIPLIER) >> HIGH] = (uint16_t)r;
+  uint32_t found = 0;
   for (int64_t r = 0; r < rows; ++r) {
-    uint64_t at = (key[r] * 0x9E3779B97F4A7C15u >> 40) & mask;
-    while (s.heads[at] && key[s.row[s.heads[at] - 1]] != key[r]) at = (at + 1) & mask;
-    if (!s.heads[at]) {
-      s.row[found] = (uint32_t)r;
-      s.heads[at] = (uint32_t)++found;
-    }
-    s.id[r] = (s.heads[at] - 1) * LANES;
+    const uint32_t head = heads[(Key)(key[r] * MULTIPLIER) >> HIGH];
+    const uint32_t mine = key[head] == key[r] ? head : (uint32_t)r;
+    id[r] = mine;
+    row[found] = (uint32_t)r;
+    number[r] = (uint16_t)found;
+    found += mine == r;
   }
+  for (int64_t r = 0; r < rows; ++r) id[r] = number[id[r]] * LANES;
   return found;
 }
 
-// One part's contributions, (quad, term, lane), times the factors of the other parts, for one combination of patterns.
+INLINE int64_t number_combinations(const Groups &g, int first, int last, int64_t rows, Scratch &s) {
+  const int bits = g.key_shift[last - 1] + g.key_bits[last - 1];
+  if (bits <= 32) return number_combinations(g, first, last, rows, s.key.data(), s);
+  if (bits <= 64) return number_combinations(g, first, last, rows, s.long_key.data(), s);
+  for (int64_t r = 0; r < rows; ++r) s.id[r] = (s.row[r] = (uint32_t)r) * LANES;  // take all rows as different
+  return rows;
+}
+
+// One part's contributions, (term, quad, lane), times the factors of the other parts, for one combination of patterns.
+template <int QUADS>
+INLINE void combine_quads(const double *contributions, const double *factor, int all_quads, int terms, double *to,
+                          int64_t stride) {
+  f64x4 sum[QUADS];
+  for (int quad = 0; quad < QUADS; ++quad) sum[quad] = *(const f64x4 *)(contributions + quad * LANES) * factor[0];
+  for (int m = 1; m < terms; ++m) {
+    contributions += all_quads * LANES;
+    for (int quad = 0; quad < QUADS; ++quad) sum[quad] += *(const f64x4 *)(contributions + quad * LANES) * factor[m];
+  }
+  for (int quad = 0; quad < QUADS; ++quad) *(f64x4 *)(to + quad * stride) = sum[quad];
+}
+
 // Returns where the next part's go.
 INLINE double *combine(const double *contributions, const double *factor, int quads, int terms, double *to,
                        int64_t stride) {
-  for (int quad = 0; quad < quads; ++quad, contributions += terms * LANES, to += stride) {
-    f64x4 sum = *(const f64x4 *)contributions * factor[0];
-    for (int m = 1; m < terms; ++m) sum += *(const f64x4 *)(contributions + m * LANES) * factor[m];
-    *(f64x4 *)to = sum;
-  }
-  return to;
+  int quad = 0;
+  for (; quad + 2 <= quads; quad += 2)
+    combine_quads<2>(contributions + quad * LANES, factor, quads, terms, to + quad * stride, stride);
+  if (quad < quads) combine_quads<1>(contributions + quad * LANES, factor, quads, terms, to + quad * stride, stride);
+  return to + quads * stride;
 }
 
 INLINE int quads_of(const Groups &g, int part) {
@@ -340,7 +386,7 @@ INLINE int quads_of(const Groups &g, int part) {
 }
 
 // A group in parts: tabulate the combinations of patterns that occur in this block, to be looked up like a direct group's
-// patterns. A record of a part's table, one for each of its patterns, is (padded term) products, then (quad, term, lane)
+// patterns. A record of a part's table, one for each of its patterns, is (padded term) products, then (term, quad, lane)
 // contributions. Two parts hold coefficients, so that each one's contributions meet the other's products; more hold
 // values at points, where the products of all others are formed first.
 INLINE void tabulate(const Groups &g, const double *tables, int first, int last, int terms, int64_t found, Scratch &s) {
@@ -515,18 +561,6 @@ std::vector<std::string> instruction_sets() {  // that this CPU has, the best la
 
 // ---- tables --------------------------------------------------------------------------------------------------------
 
-struct Leaves {  // of the parts of the groups
-  const int64_t *first_leaf;   // of a part
-  const int64_t *first_var;    // of a part: the variables that its pattern number is made of
-  const int32_t *var_states;
-  const double *value;         // of a leaf
-  const int64_t *first_factor; // of a leaf: its features in this part
-  const double *zero_fraction;
-  const int32_t *place;        // of a factor: which of the part's table columns
-  const int64_t *allowed_start;  // of a leaf: for each variable and state, the bits of the factors that it satisfies
-  const uint64_t *allowed;
-};
-
 // For every pattern of a leaf's k features: product[p] of all factors and contribution[j][p] of each feature, where
 //   factor_i(t) = z_i + (o_i - z_i) t,   contribution_j(t) = (o_j - z_j) prod_{i != j} factor_i(t)
 // and the SHAP value is the leaf's value times the integral of contribution_j over [0, 1].
@@ -601,7 +635,7 @@ void build_part(const Leaves &l, int64_t part, int64_t patterns, int slots, int 
           table[(quad * patterns + pattern) * LANES + lane] += mine[j];
         } else {
           double *row = table + pattern * record + padded;
-          for (int m = 0; m < terms; ++m) row[(quad * terms + m) * LANES + lane] += mine[j * terms + m];
+          for (int m = 0; m < terms; ++m) row[(m * quads + quad) * LANES + lane] += mine[j * terms + m];
         }
       }
       if (!direct)
@@ -620,7 +654,7 @@ template <class T> const T *data(const nb::dict &arrays, const char *name) { ret
 
 Groups groups_of(const nb::dict &a) {
   return {data<int64_t>(a, "output_start"), data<int64_t>(a, "run_start"), data<int64_t>(a, "run_factored"), data<int32_t>(a, "first_part"),    data<int32_t>(a, "terms"),
-          data<int32_t>(a, "first_plane"),  data<int64_t>(a, "patterns"),      data<int32_t>(a, "record"), data<int32_t>(a, "key_shift"),      data<int32_t>(a, "first_slot"),
+          data<int32_t>(a, "first_plane"),  data<int64_t>(a, "patterns"),      data<int32_t>(a, "record"), data<int32_t>(a, "key_shift"),     data<int32_t>(a, "key_bits"),      data<int32_t>(a, "first_slot"),
           data<int64_t>(a, "table"),        data<int32_t>(a, "slot"),          
           data<int32_t>(a, "plane_scale"),  data<int64_t>(a, "first_term"),    data<int64_t>(a, "first_predicate")};
 }
@@ -699,18 +733,18 @@ void explain(const std::string &isa, int64_t block, const nb::dict &a, Array<dou
   const double *table = tables.data();
   nb::gil_scoped_release release;
   Scratch s;
-  const int64_t most = MAX_SUMS / (SUMS * std::max(1, in.features));
+  const int64_t most = std::min(MAX_CHUNKS, MAX_SUMS / (SUMS * std::max(1, in.features)));
   s.chunks = std::max<int64_t>(1, std::min((std::min(block, end - begin) + CHUNK - 1) / CHUNK, most));
   s.values.assign((size_t)in.features * TILE, 0.0);
   s.sums.assign((size_t)s.chunks * in.features * SUMS, 0.0);
   s.codes.assign((size_t)s.chunks * c.n * CODES, 0);
   s.patterns.assign((size_t)widest * s.rows(), 0);
   s.key.assign(s.rows(), 0);
+  s.long_key.assign(s.rows(), 0);
   s.id.assign(s.rows(), 0);
-  s.row.assign(s.rows(), 0);
-  size_t heads = 1;
-  while ((int64_t)heads < 2 * s.rows()) heads *= 2;
-  s.heads.assign(heads, 0);
+  s.row.assign(s.rows() + 1, 0);
+  s.number.assign(s.rows(), 0);
+  s.heads.assign(size_t(1) << HASH_BITS, 0);
   s.occurring.allocate((size_t)quads * s.stride());
   function(c, t, g, table, in, out, s);
 }
@@ -719,7 +753,7 @@ void explain(const std::string &isa, int64_t block, const nb::dict &a, Array<dou
 
 NB_MODULE(_kernel, m) {
   m.doc() = "Exact TreeSHAP by pattern tables; see batch_explain.treeshap.";
-  m.attr("TABLE_FORMAT") = "1";  // another one for every change of how tables are laid out or computed
+  m.attr("TABLE_FORMAT") = "2";  // another one for every change of how tables are laid out or computed
   m.def("instruction_sets", &instruction_sets);
   m.def("build_tables", &build_tables, nb::arg("arrays"), nb::arg("tables"));
   m.def("explain", &explain, nb::arg("isa"), nb::arg("block"), nb::arg("arrays"), nb::arg("tables"),
