@@ -8,54 +8,41 @@ satisfied*: with value v, zero fractions z_j (products of cover ratios) and sati
 (Lundberg et al. 2018, algorithm 2, in the integral form of the Shapley value: Owen 1972, "Multilinear extensions of
 games"). With k features the integrand is a polynomial of degree k - 1, so Gauss-Legendre quadrature is exact.
 
-A *group* is all leaves below a node, its root. The variables tested on their paths, with the cells that no path tells
-apart made one *state*, number the *patterns*: all combinations of states. A group takes one of three forms:
+A *group* is a few leaves of a tree. The variables tested on their paths, with the cells that no path tells apart made
+one *state*, number the *patterns*: all combinations of states. A group takes one of three forms:
 
 - **direct**: one table of the summed contributions for every pattern;
-- **two parts**: the features are divided in two (those split below the root, whose table sums over the leaves, and
-  those only above it), with a table each. The integral of a product of two polynomials, of which one has degree d, is
-  a dot product of d + 1 coefficients in the orthonormal Legendre basis, so the tables hold such coefficients;
+- **two parts**: the features are divided in two (those that all the leaves' paths have alike, and the others, whose
+  table sums over the leaves), with a table each. The integral of a product of two polynomials, of which one has degree
+  d, is a dot product of d + 1 coefficients in the orthonormal Legendre basis, so the tables hold such coefficients;
 - **many parts**, for the longest paths: the tables hold values at quadrature points, multiplied point by point.
 
 A group in parts is computed once for each combination of patterns that occurs in a block of rows, not once a row: deep
 paths split off few rows at a time, so that most rows agree on most of their splits.
 
-Groups are chosen tree by tree, from the leaves up: the cheapest by a cost model of the kernel, where the tables' memory
-has a price, which is raised until a bound on the memory is met.
+Groups are chosen tree by tree, from the leaves up: all leaves below a node together, or those of its children apart,
+whichever is cheaper by a cost model of the kernel. The tables' memory has a price there, which is raised until a bound
+on the memory is met. Then neighbours are joined while that is cheaper still: leaves along a chain of splits have most
+of their paths in common, but no node that they alone are below.
 """
 
 import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
 from batch_explain.errors import ArtifactError
 from batch_explain.trees.ensemble import Ensemble
+from batch_explain.treeshap.forms import MAX_DIRECT, MAX_PART, Form, forms_of
 from batch_explain.treeshap.splits import Splits, Variable
 
-LANES = 4  # of the kernel: columns of a table that one look-up reads
-MAX_DIRECT = 4096  # patterns of a direct table
-MAX_PART = 512  # patterns of each of two parts
-MAX_PARTS = 160
 MAX_FEATURES = 512  # on one path
-MANY_FEATURES = (4, 2)  # of each of many parts: as fast as can be, or as small
 
 # Price of a double of table in cycles a row: what it costs to stream the tables once for every block of rows.
 STREAMING = 3e-4
 HALVINGS = 3
-
-# Costs in processor cycles a row, fitted to timings of the kernel.
-TERM, PLANE, GROUP = 0.12, 0.3, 0.3
-LOOK_UP = ((64, 2.3), (128, 2.4), (256, 2.6), (512, 3.6), (1024, 5.0), (2048, 7.5), (4096, 10.0))  # patterns, cost
-# A group in parts: hashing a row's patterns, looking a quad up, and the share of rows, for each bit of the patterns,
-# whose combination is new in the block and must be computed: by part, quad and term, or (many parts) part and point.
-HASH, HASH_PART, OCCURRING, NEW = 15.0, 3.0, 3.6, 0.02
-PARTS, PART_QUAD, PART_TERM = 8.0, 2.2, 1.1
-MANY_PART, MANY_POINT = 6.0, 0.8
-LINE = ((2_000, 0.3), (16_000, 1.2), (64_000, 2.5), (math.inf, 5.0))  # doubles of a table, cost of each cache line
 
 
 @dataclass(frozen=True)
@@ -76,49 +63,24 @@ class Leaf:
     zero_fraction: dict[int, float]
 
 
-class Form(NamedTuple):
-    """How a group's tables could be laid out.
-
-    Parameters
-    ----------
-    cost : float
-        Cycles a row.
-    doubles : int
-        Size of the tables.
-    sizes : tuple of int
-        Number of features of each part but the last, taken from those that are split only above the root, in their
-        order; the last part has all others, and its table sums over the leaves. Empty: a single part.
-    terms : int
-        Coefficients or points that are stored; 0: direct.
-    points : int
-        Quadrature points that the tables are computed with.
-    """
-
-    cost: float
-    doubles: int
-    sizes: tuple[int, ...]
-    terms: int
-    points: int
-
-
 @dataclass
 class Group:
-    """All leaves below a node.
+    """A few leaves of a tree.
 
     Parameters
     ----------
     leaves : list of Leaf
     sets : dict
         Variable -> the sets of cells that paths require.
-    split_below : frozenset of int
-        Features that are split at or below the root.
+    differing : frozenset of int
+        Features that the leaves' paths do not all split alike.
     forms : list of Form
         Ways to lay it out; none where it has too many patterns.
     """
 
     leaves: list[Leaf]
     sets: dict[int, frozenset[int]]
-    split_below: frozenset[int]
+    differing: frozenset[int]
     forms: list[Form] = field(default_factory=list)
 
 
@@ -132,12 +94,12 @@ class Chosen:
     def parts(self, variables: Sequence[Variable]) -> list[list[int]]:
         """The variables of each part."""
         by_feature = _by_feature(self.group.sets, variables)
-        above = [feature for feature in by_feature if feature not in self.group.split_below]
+        shared = [feature for feature in by_feature if feature not in self.group.differing]
         parts, start = [], 0
         for size in self.form.sizes:
-            parts.append(above[start : start + size])
+            parts.append(shared[start : start + size])
             start += size
-        taken = set(above[:start])
+        taken = set(shared[:start])
         parts.append([feature for feature in by_feature if feature not in taken])
         return [[v for feature in part for v in by_feature[feature]] for part in parts]
 
@@ -178,10 +140,23 @@ def cut_trees(ensemble: Ensemble, splits: Splits, *, max_doubles: int) -> list[l
     leaf_forms: dict[tuple[tuple[int, ...], int], list[Form]] = {}
     _check_depth(ensemble)
     trees = [_Tree(ensemble, splits, tree, leaf_forms) for tree in range(ensemble.n_trees)]
+    price, chosen = _within(trees, max_doubles)
+    left = max(0, max_doubles - _doubles(chosen))
+    for number, tree in enumerate(trees):
+        joined = tree.join(chosen[number], price)
+        more = _doubles([joined]) - _doubles([chosen[number]])
+        if more <= left:
+            chosen[number] = joined
+            left -= more
+    return chosen
+
+
+def _within(trees: "list[_Tree]", max_doubles: int) -> tuple[float, list[list[Chosen]]]:
+    """The least price of memory at which the tables keep to the bound, roughly, and the groups at that price."""
     price = STREAMING
     chosen = [tree.cut(price) for tree in trees]
     if _doubles(chosen) <= max_doubles:
-        return chosen
+        return price, chosen
     # raise the price until the bound is met, then halve the interval between the last two a few times
     while _doubles(chosen) > max_doubles and price < 1.0:
         price *= 4.0
@@ -192,7 +167,7 @@ def cut_trees(ensemble: Ensemble, splits: Splits, *, max_doubles: int) -> list[l
         if _doubles(found) <= max_doubles:
             chosen, price = found, price / step
         step = math.sqrt(step)
-    return chosen
+    return price, chosen
 
 
 def _check_depth(ensemble: Ensemble) -> None:
@@ -244,20 +219,21 @@ class _Tree:
         )  # fmt: skip
         self._of_leaf = [self._group([leaf], {v: frozenset((c,)) for v, c in leaf.cells.items()}) for leaf in paths]
         self._of_node: list[Group | None] = [None] * len(self._left)
+        self._height = [1] * len(self._left)
         for node in range(len(self._left) - 1, -1, -1):
-            left, right = self._child(self._left[node]), self._child(self._right[node])
-            if left is None or right is None:
-                continue
-            sets = dict(left.sets)
-            for variable, cells in right.sets.items():
-                sets[variable] = sets[variable] | cells if variable in sets else cells
-            below = left.split_below | right.split_below | {self._variables[splits.variable[nodes][node]].feature}
-            group = self._group(left.leaves + right.leaves, sets, below)
-            if group.forms:
-                self._of_node[node] = group
+            children = self._left[node], self._right[node]
+            self._height[node] = 1 + max(self._height_of(child) for child in children)
+            left, right = map(self._child, children)
+            if left is not None and right is not None:
+                feature = self._variables[splits.variable[nodes][node]].feature
+                group = self._union(left, right, left.differing | right.differing | {feature})
+                self._of_node[node] = group if group.forms else None
 
     def _child(self, child: int) -> Group | None:
         return self._of_node[child] if child >= 0 else self._of_leaf[~child]
+
+    def _height_of(self, child: int) -> int:
+        return self._height[child] if child >= 0 else 0
 
     def _paths(
         self, variables: list[int], goes_left: list[int], count: list[float], leaf_count: list[float],
@@ -289,14 +265,55 @@ class _Tree:
         leaves = [_cheapest(group, price) for group in self._of_leaf]
         best: list[tuple[float, list[Chosen]]] = [(0.0, [])] * len(self._left)
         for node in range(len(self._left) - 1, -1, -1):
-            found = [best[child] if child >= 0 else leaves[~child] for child in (self._left[node], self._right[node])]
+            # the lower child first, so that the leaves along a chain of splits are neighbours
+            children = sorted((self._left[node], self._right[node]), key=self._height_of)
+            found = [best[child] if child >= 0 else leaves[~child] for child in children]
             apart = found[0][0] + found[1][0]
             group = self._of_node[node]
             whole = _cheapest(group, price) if group is not None else (math.inf, [])
             best[node] = whole if whole[0] <= apart else (apart, found[0][1] + found[1][1])
         return best[0][1]
 
-    def _group(self, leaves: list[Leaf], sets: dict[int, frozenset[int]], below: frozenset[int] = frozenset()) -> Group:
+    def join(self, chosen: list[Chosen], price: float) -> list[Chosen]:
+        """Join neighbours, those first that gain most by it, while any do."""
+        joined = list(chosen)
+        found = [self._joined(*pair, price) for pair in itertools.pairwise(joined)]
+        while found:
+            at = max(range(len(found)), key=lambda i: found[i][0])
+            gain, both = found[at]
+            if both is None or gain <= 0:
+                break
+            joined[at : at + 2] = [both]
+            first = max(at - 1, 0)
+            around = itertools.pairwise(joined[first : at + 2])
+            found[first : at + 2] = [self._joined(*pair, price) for pair in around]
+        return joined
+
+    def _joined(self, one: Chosen, other: Chosen, price: float) -> tuple[float, Chosen | None]:
+        """The two as one group, and what that saves."""
+        left, right = one.group, other.group
+        group = self._union(left, right, left.differing | right.differing | self._told_apart(left, right))
+        if not group.forms:
+            return -math.inf, None
+        cost, (both,) = _cheapest(group, price)
+        apart = sum(chosen.form.cost + price * chosen.form.doubles for chosen in (one, other))
+        return apart - cost, both
+
+    def _told_apart(self, left: Group, right: Group) -> set[int]:
+        """Features that each group's leaves have alike, but not the same in both groups."""
+        one, other = left.leaves[0], right.leaves[0]
+        cells = {self._variables[v].feature for v, _ in one.cells.items() ^ other.cells.items()}
+        return cells | {feature for feature, _ in one.zero_fraction.items() ^ other.zero_fraction.items()}
+
+    def _union(self, left: Group, right: Group, differing: Iterable[int]) -> Group:
+        sets = dict(left.sets)
+        for variable, cells in right.sets.items():
+            sets[variable] = sets[variable] | cells if variable in sets else cells
+        return self._group(left.leaves + right.leaves, sets, frozenset(differing))
+
+    def _group(
+        self, leaves: list[Leaf], sets: dict[int, frozenset[int]], differing: frozenset[int] = frozenset()
+    ) -> Group:
         size: dict[int, int] = {}  # feature -> states of its variables together
         terms, patterns = 0, 1
         for variable, found in sets.items():
@@ -305,20 +322,20 @@ class _Tree:
             size[feature] = size[feature] * states if feature in size else states
             terms += states - 1
             patterns *= states
-        above = tuple(states for feature, states in size.items() if feature not in below)
+        shared = tuple(states for feature, states in size.items() if feature not in differing)
         if len(leaves) == 1:
-            shape = (above, terms)
+            shape = (shared, terms)
             if shape not in self._leaf_forms:
-                self._leaf_forms[shape] = _forms(above, (), len(above), 0, terms)
-            return Group(leaves, sets, below, self._leaf_forms[shape])
+                self._leaf_forms[shape] = forms_of(shared, (), len(shared), 0, terms)
+            return Group(leaves, sets, differing, self._leaf_forms[shape])
         if patterns > MAX_DIRECT:
-            inside = tuple(size[feature] for feature in below if feature in size)
-            if math.prod(inside) > MAX_PART:
-                return Group(leaves, sets, below, [])
-        inside = tuple(states for feature, states in size.items() if feature in below)
+            others = tuple(size[feature] for feature in differing if feature in size)
+            if math.prod(others) > MAX_PART:
+                return Group(leaves, sets, differing, [])
+        others = tuple(states for feature, states in size.items() if feature in differing)
         longest = max(len(leaf.zero_fraction) for leaf in leaves)
-        # a leaf's features are those above, which all share, and some of those below
-        return Group(leaves, sets, below, _forms(above, inside, longest, longest - len(above), terms))
+        # a leaf's features are those that all share, and some of the others
+        return Group(leaves, sets, differing, forms_of(shared, others, longest, longest - len(shared), terms))
 
     def _n_states(self, variable: int, sets: frozenset[int]) -> int:
         if len(sets) == 1:
@@ -336,85 +353,6 @@ def _cheapest(group: Group, price: float) -> tuple[float, list[Chosen]]:
         if cost < least:
             best, least = form, cost
     return least, [Chosen(group, best)]
-
-
-def _forms(above: tuple[int, ...], below: tuple[int, ...], longest: int, degree: int, terms: int) -> list[Form]:
-    """Every form that a group can take.
-
-    Parameters
-    ----------
-    above, below : tuple of int
-        States of each feature that is split only above the root, and of each that is split below it.
-    longest, degree : int
-        Most features of a leaf, and most of them that are split below the root.
-    terms : int
-        Terms of the patterns.
-    """
-    forms = []
-    patterns, features = math.prod(above) * math.prod(below), len(above) + len(below)
-    overhead = GROUP + TERM * terms
-    if patterns <= MAX_DIRECT:
-        quads = -(-features // LANES)
-        look_up = next(cost for most, cost in LOOK_UP if patterns <= most)
-        cost = overhead + PLANE * (1 if patterns <= 256 else 2) + quads * look_up
-        forms.append(Form(cost, quads * LANES * patterns, (), 0, max(1, -(-longest // 2))))
-    if patterns > 256:
-        kept = len(above)
-        while kept and math.prod(above[:kept]) > MAX_PART:  # the features next to the root join those below it
-            kept -= 1
-        joined = above[kept:] + below
-        if kept and math.prod(joined) <= MAX_PART:
-            forms.append(_two_parts(above[:kept], joined, degree + len(above) - kept, overhead))
-        if len(above) > 1 and math.prod(below) <= MAX_PART:
-            forms += [
-                _many_parts(above, below, most, longest, overhead)
-                for most in MANY_FEATURES
-                if len(above) // most + 2 <= MAX_PARTS
-            ]
-    return forms
-
-
-def _two_parts(above: tuple[int, ...], below: tuple[int, ...], degree: int, overhead: float) -> Form:
-    terms = min(len(above), degree) + 1
-    cost, new, doubles = overhead, PARTS, 0
-    for states in (above, below):
-        patterns, quads = math.prod(states), -(-len(states) // LANES)
-        record = _padded(terms) + quads * terms * LANES
-        doubles += patterns * record
-        cost += PLANE + quads * OCCURRING
-        new += quads * (PART_QUAD + PART_TERM * terms) + record / 8 * _line(patterns * record)
-    cost += _lazily(2, math.prod(above) * math.prod(below), new)
-    return Form(cost, doubles, (len(above),), terms, -(-(len(above) + degree) // 2) + 1)
-
-
-def _many_parts(above: tuple[int, ...], below: tuple[int, ...], most: int, longest: int, overhead: float) -> Form:
-    count = max(2, -(-len(above) // most))
-    edges = [i * len(above) // count for i in range(count + 1)]
-    pieces = [above[start:stop] for start, stop in itertools.pairwise(edges)]
-    points = max(1, -(-longest // 2))
-    cost, new, doubles = overhead, PARTS, 0
-    for states in (*pieces, below):
-        patterns, quads = math.prod(states), -(-len(states) // LANES)
-        record = _padded(points) + quads * points * LANES
-        doubles += patterns * record
-        cost += PLANE + quads * OCCURRING
-        new += quads * (PART_QUAD + PART_TERM * points) + record / 8 * _line(patterns * record)
-        new += MANY_PART + MANY_POINT * (count + 1) * _padded(points) / LANES
-    cost += _lazily(count + 1, math.prod(above) * math.prod(below), new)
-    return Form(cost, doubles, tuple(map(len, pieces)), points, points)
-
-
-def _lazily(parts: int, combinations: int, new: float) -> float:
-    """Cost of a group in parts, of which only the combinations that occur are computed, at ``new`` each."""
-    return HASH + HASH_PART * parts + min(1.0, NEW * math.log2(combinations)) * new
-
-
-def _padded(n: int) -> int:
-    return -(-n // LANES) * LANES
-
-
-def _line(doubles: int) -> float:
-    return next(cost for most, cost in LINE if doubles <= most)
 
 
 def quadrature(points: int) -> tuple[np.ndarray, np.ndarray]:

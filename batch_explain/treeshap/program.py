@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from batch_explain.trees.ensemble import Ensemble
-from batch_explain.treeshap.groups import LANES, Chosen, Leaf, cut_trees, partition_cells, quadrature, rule
+from batch_explain.treeshap.forms import LANES
+from batch_explain.treeshap.groups import Chosen, Leaf, cut_trees, partition_cells, quadrature, rule
 from batch_explain.treeshap.splits import Splits, Variable, splits_of
 
 MAX_PLANE = 256  # patterns that one byte numbers
@@ -131,16 +132,16 @@ class _Layout:
         a["points"].append(form.points)
         self.groups += 1
         self._bits = 0
-        *above, below = chosen.parts(self._variables)
+        *shared, differing = chosen.parts(self._variables)
         if not form.terms:
             kinds = ["integral"]
-        elif len(above) == 1:
+        elif len(shared) == 1:
             kinds = ["moments", "moments"]
         else:
-            kinds = ["values"] * len(above) + ["weighted"]
-        for kind, part in zip(kinds, above, strict=False):
+            kinds = ["values"] * len(shared) + ["weighted"]
+        for kind, part in zip(kinds, shared, strict=False):
             self._add_part(part, [Leaf(1.0, group.leaves[0].cells, group.leaves[0].zero_fraction)], chosen, kind)
-        self._add_part(below, group.leaves, chosen, kinds[-1])
+        self._add_part(differing, group.leaves, chosen, kinds[-1])
 
     def _add_part(self, part: list[int], leaves: list[Leaf], chosen: Chosen, kind: str) -> None:
         a, terms = self._lists, chosen.form.terms

@@ -1,0 +1,125 @@
+"""The forms that a group of leaves can take, and what each costs: see :mod:`batch_explain.treeshap.groups`."""
+
+import itertools
+import math
+from typing import NamedTuple
+
+LANES = 4  # of the kernel: columns of a table that one look-up reads
+MAX_DIRECT = 4096  # patterns of a direct table
+MAX_PART = 512  # patterns of each of two parts
+MAX_PARTS = 160
+MANY_FEATURES = (4, 2)  # of each of many parts: as fast as can be, or as small
+
+# Costs in processor cycles a row, fitted to timings of the kernel.
+TERM, PLANE, GROUP = 0.12, 0.3, 0.3
+LOOK_UP = ((64, 2.3), (128, 2.4), (256, 2.6), (512, 3.6), (1024, 5.0), (2048, 7.5), (4096, 10.0))  # patterns, cost
+# A group in parts: hashing a row's patterns, looking a quad up, and the share of rows, for each bit of the patterns,
+# whose combination is new in the block and must be computed: by part, quad and term, or (many parts) part and point.
+HASH, HASH_PART, OCCURRING, NEW = 15.0, 3.0, 3.6, 0.02
+PARTS, PART_QUAD, PART_TERM = 8.0, 2.2, 1.1
+MANY_PART, MANY_POINT = 6.0, 0.8
+LINE = ((2_000, 0.3), (16_000, 1.2), (64_000, 2.5), (math.inf, 5.0))  # doubles of a table, cost of each cache line
+
+
+class Form(NamedTuple):
+    """How a group's tables could be laid out.
+
+    Parameters
+    ----------
+    cost : float
+        Cycles a row.
+    doubles : int
+        Size of the tables.
+    sizes : tuple of int
+        Number of features of each part but the last, taken from those that all leaves share, in their order; the last
+        part has all others, and its table sums over the leaves. Empty: a single part.
+    terms : int
+        Coefficients or points that are stored; 0: direct.
+    points : int
+        Quadrature points that the tables are computed with.
+    """
+
+    cost: float
+    doubles: int
+    sizes: tuple[int, ...]
+    terms: int
+    points: int
+
+
+def forms_of(shared: tuple[int, ...], differing: tuple[int, ...], longest: int, degree: int, terms: int) -> list[Form]:
+    """Every form that a group can take.
+
+    Parameters
+    ----------
+    shared, differing : tuple of int
+        States of each feature that all leaves' paths have alike, and of each other feature.
+    longest, degree : int
+        Most features of a leaf, and most of them that not all leaves share.
+    terms : int
+        Terms of the patterns.
+    """
+    forms: list[Form] = []
+    patterns, features = math.prod(shared) * math.prod(differing), len(shared) + len(differing)
+    overhead = GROUP + TERM * terms
+    if patterns <= MAX_DIRECT:
+        quads = -(-features // LANES)
+        look_up = next(cost for most, cost in LOOK_UP if patterns <= most)
+        cost = overhead + PLANE * (1 if patterns <= 256 else 2) + quads * look_up
+        forms.append(Form(cost, quads * LANES * patterns, (), 0, max(1, -(-longest // 2))))
+    if patterns > 256:
+        kept = len(shared)
+        while kept and math.prod(shared[:kept]) > MAX_PART:  # those farthest from the root join the others
+            kept -= 1
+        joined = shared[kept:] + differing
+        if kept and math.prod(joined) <= MAX_PART:
+            forms.append(_two_parts(shared[:kept], joined, degree + len(shared) - kept, overhead))
+        if len(shared) > 1 and math.prod(differing) <= MAX_PART:
+            forms += [
+                _many_parts(shared, differing, most, longest, overhead)
+                for most in MANY_FEATURES
+                if len(shared) // most + 2 <= MAX_PARTS
+            ]
+    return forms
+
+
+def _two_parts(shared: tuple[int, ...], differing: tuple[int, ...], degree: int, overhead: float) -> Form:
+    terms = min(len(shared), degree) + 1
+    cost, new, doubles = overhead, PARTS, 0
+    for states in (shared, differing):
+        patterns, quads = math.prod(states), -(-len(states) // LANES)
+        record = _padded(terms) + quads * terms * LANES
+        doubles += patterns * record
+        cost += PLANE + quads * OCCURRING
+        new += quads * (PART_QUAD + PART_TERM * terms) + record / 8 * _line(patterns * record)
+    cost += _lazily(2, math.prod(shared) * math.prod(differing), new)
+    return Form(cost, doubles, (len(shared),), terms, -(-(len(shared) + degree) // 2) + 1)
+
+
+def _many_parts(shared: tuple[int, ...], differing: tuple[int, ...], most: int, longest: int, overhead: float) -> Form:
+    count = max(2, -(-len(shared) // most))
+    edges = [i * len(shared) // count for i in range(count + 1)]
+    pieces = [shared[start:stop] for start, stop in itertools.pairwise(edges)]
+    points = max(1, -(-longest // 2))
+    cost, new, doubles = overhead, PARTS, 0
+    for states in (*pieces, differing):
+        patterns, quads = math.prod(states), -(-len(states) // LANES)
+        record = _padded(points) + quads * points * LANES
+        doubles += patterns * record
+        cost += PLANE + quads * OCCURRING
+        new += quads * (PART_QUAD + PART_TERM * points) + record / 8 * _line(patterns * record)
+        new += MANY_PART + MANY_POINT * (count + 1) * _padded(points) / LANES
+    cost += _lazily(count + 1, math.prod(shared) * math.prod(differing), new)
+    return Form(cost, doubles, tuple(map(len, pieces)), points, points)
+
+
+def _lazily(parts: int, combinations: int, new: float) -> float:
+    """Cost of a group in parts, of which only the combinations that occur are computed, at ``new`` each."""
+    return HASH + HASH_PART * parts + min(1.0, NEW * math.log2(combinations)) * new
+
+
+def _padded(n: int) -> int:
+    return -(-n // LANES) * LANES
+
+
+def _line(doubles: int) -> float:
+    return next(cost for most, cost in LINE if doubles <= most)
