@@ -4,11 +4,13 @@ import itertools
 import math
 from typing import NamedTuple
 
+DIRECT, NO_TABLES = 0, -1  # instead of a number of terms
 LANES = 4  # of the kernel: columns of a table that one look-up reads
 MAX_DIRECT = 4096  # patterns of a direct table
 MAX_PART = 512  # patterns of each of two parts
 MAX_PARTS = 160
 MANY_FEATURES = (4, 2)  # of each of many parts: as fast as can be, or as small
+NO_TABLES_FEATURES = 8  # of each part of a group without tables
 
 # Costs in processor cycles a row, fitted to timings of the kernel.
 TERM, PLANE, GROUP = 0.12, 0.3, 0.3
@@ -18,6 +20,7 @@ LOOK_UP = ((64, 2.3), (128, 2.4), (256, 2.6), (512, 3.6), (1024, 5.0), (2048, 7.
 HASH, HASH_PART, OCCURRING, NEW = 15.0, 3.0, 3.6, 0.02
 PARTS, PART_QUAD, PART_TERM = 8.0, 2.2, 1.1
 MANY_PART, MANY_POINT = 6.0, 0.8
+FORMULA, FORMULA_FACTOR = 100.0, 16.0  # without tables: a combination, and of each factor at four points
 LINE = ((2_000, 0.3), (16_000, 1.2), (64_000, 2.5), (math.inf, 5.0))  # doubles of a table, cost of each cache line
 
 
@@ -34,7 +37,7 @@ class Form(NamedTuple):
         Number of features of each part but the last, taken from those that all leaves share, in their order; the last
         part has all others, and its table sums over the leaves. Empty: a single part.
     terms : int
-        Coefficients or points that are stored; 0: direct.
+        Coefficients or points that are stored, or DIRECT or NO_TABLES.
     points : int
         Quadrature points that the tables are computed with.
     """
@@ -46,7 +49,9 @@ class Form(NamedTuple):
     points: int
 
 
-def forms_of(shared: tuple[int, ...], differing: tuple[int, ...], longest: int, degree: int, terms: int) -> list[Form]:
+def forms_of(
+    shared: tuple[int, ...], differing: tuple[int, ...], longest: int, degree: int, terms: int, leaves: int
+) -> list[Form]:
     """Every form that a group can take.
 
     Parameters
@@ -57,6 +62,7 @@ def forms_of(shared: tuple[int, ...], differing: tuple[int, ...], longest: int, 
         Most features of a leaf, and most of them that not all leaves share.
     terms : int
         Terms of the patterns.
+    leaves : int
     """
     forms: list[Form] = []
     patterns, features = math.prod(shared) * math.prod(differing), len(shared) + len(differing)
@@ -65,7 +71,7 @@ def forms_of(shared: tuple[int, ...], differing: tuple[int, ...], longest: int, 
         quads = -(-features // LANES)
         look_up = next(cost for most, cost in LOOK_UP if patterns <= most)
         cost = overhead + PLANE * (1 if patterns <= 256 else 2) + quads * look_up
-        forms.append(Form(cost, quads * LANES * patterns, (), 0, max(1, -(-longest // 2))))
+        forms.append(Form(cost, quads * LANES * patterns, (), DIRECT, max(1, -(-longest // 2))))
     if patterns > 256:
         kept = len(shared)
         while kept and math.prod(shared[:kept]) > MAX_PART:  # those farthest from the root join the others
@@ -79,6 +85,8 @@ def forms_of(shared: tuple[int, ...], differing: tuple[int, ...], longest: int, 
                 for most in MANY_FEATURES
                 if len(shared) // most + 2 <= MAX_PARTS
             ]
+        if shared and math.prod(differing) <= MAX_PART:
+            forms.append(_no_tables(shared, differing, longest, overhead, len(shared) + leaves * degree))
     return forms
 
 
@@ -87,7 +95,7 @@ def _two_parts(shared: tuple[int, ...], differing: tuple[int, ...], degree: int,
     cost, new, doubles = overhead, PARTS, 0
     for states in (shared, differing):
         patterns, quads = math.prod(states), -(-len(states) // LANES)
-        record = _padded(terms) + quads * terms * LANES
+        record = padded(terms) + quads * terms * LANES
         doubles += patterns * record
         cost += PLANE + quads * OCCURRING
         new += quads * (PART_QUAD + PART_TERM * terms) + record / 8 * _line(patterns * record)
@@ -97,19 +105,35 @@ def _two_parts(shared: tuple[int, ...], differing: tuple[int, ...], degree: int,
 
 def _many_parts(shared: tuple[int, ...], differing: tuple[int, ...], most: int, longest: int, overhead: float) -> Form:
     count = max(2, -(-len(shared) // most))
-    edges = [i * len(shared) // count for i in range(count + 1)]
-    pieces = [shared[start:stop] for start, stop in itertools.pairwise(edges)]
+    pieces = _pieces(shared, count)
     points = max(1, -(-longest // 2))
     cost, new, doubles = overhead, PARTS, 0
     for states in (*pieces, differing):
         patterns, quads = math.prod(states), -(-len(states) // LANES)
-        record = _padded(points) + quads * points * LANES
+        record = padded(points) + quads * points * LANES
         doubles += patterns * record
         cost += PLANE + quads * OCCURRING
         new += quads * (PART_QUAD + PART_TERM * points) + record / 8 * _line(patterns * record)
-        new += MANY_PART + MANY_POINT * (count + 1) * _padded(points) / LANES
+        new += MANY_PART + MANY_POINT * (count + 1) * padded(points) / LANES
     cost += _lazily(count + 1, math.prod(shared) * math.prod(differing), new)
     return Form(cost, doubles, tuple(map(len, pieces)), points, points)
+
+
+def _no_tables(
+    shared: tuple[int, ...], differing: tuple[int, ...], longest: int, overhead: float, factors: int
+) -> Form:
+    pieces = _pieces(shared, -(-len(shared) // NO_TABLES_FEATURES))
+    points = max(1, -(-longest // 2))
+    cost = overhead + sum(PLANE + -(-len(states) // LANES) * OCCURRING for states in (*pieces, differing))
+    new = FORMULA + FORMULA_FACTOR * factors * padded(points) / LANES
+    cost += _lazily(len(pieces) + 1, math.prod(shared) * math.prod(differing), new)
+    return Form(cost, 0, tuple(map(len, pieces)), NO_TABLES, points)
+
+
+def _pieces(states: tuple[int, ...], count: int) -> list[tuple[int, ...]]:
+    """As many pieces, of the same length or nearly so."""
+    edges = [i * len(states) // count for i in range(count + 1)]
+    return [states[start:stop] for start, stop in itertools.pairwise(edges)]
 
 
 def _lazily(parts: int, combinations: int, new: float) -> float:
@@ -117,7 +141,8 @@ def _lazily(parts: int, combinations: int, new: float) -> float:
     return HASH + HASH_PART * parts + min(1.0, NEW * math.log2(combinations)) * new
 
 
-def _padded(n: int) -> int:
+def padded(n: int) -> int:
+    """A number of terms, as a table stores them: whole vectors."""
     return -(-n // LANES) * LANES
 
 

@@ -9,16 +9,17 @@ satisfied*: with value v, zero fractions z_j (products of cover ratios) and sati
 games"). With k features the integrand is a polynomial of degree k - 1, so Gauss-Legendre quadrature is exact.
 
 A *group* is a few leaves of a tree. The variables tested on their paths, with the cells that no path tells apart made
-one *state*, number the *patterns*: all combinations of states. A group takes one of three forms:
+one *state*, number the *patterns*: all combinations of states. A group takes one of four forms:
 
 - **direct**: one table of the summed contributions for every pattern;
 - **two parts**: the features are divided in two (those that all the leaves' paths have alike, and the others, whose
   table sums over the leaves), with a table each. The integral of a product of two polynomials, of which one has degree
   d, is a dot product of d + 1 coefficients in the orthonormal Legendre basis, so the tables hold such coefficients;
-- **many parts**, for the longest paths: the tables hold values at quadrature points, multiplied point by point.
+- **many parts**, for the longest paths: the tables hold values at quadrature points, multiplied point by point;
+- **no tables**, where there is no memory for them: the formula itself.
 
-A group in parts is computed once for each combination of patterns that occurs in a block of rows, not once a row: deep
-paths split off few rows at a time, so that most rows agree on most of their splits.
+A group that is not direct is computed once for each combination of patterns that occurs in a block of rows, not once a
+row: deep paths split off few rows at a time, so that most rows agree on most of their splits.
 
 Groups are chosen tree by tree, from the leaves up: all leaves below a node together, or those of its children apart,
 whichever is cheaper by a cost model of the kernel. The tables' memory has a price there, which is raised until a bound
@@ -42,7 +43,7 @@ MAX_FEATURES = 512  # on one path
 
 # Price of a double of table in cycles a row: what it costs to stream the tables once for every block of rows.
 STREAMING = 3e-4
-HALVINGS = 3
+HALVINGS = 5
 
 
 @dataclass(frozen=True)
@@ -157,16 +158,17 @@ def _within(trees: "list[_Tree]", max_doubles: int) -> tuple[float, list[list[Ch
     chosen = [tree.cut(price) for tree in trees]
     if _doubles(chosen) <= max_doubles:
         return price, chosen
-    # raise the price until the bound is met, then halve the interval between the last two a few times
     while _doubles(chosen) > max_doubles and price < 1.0:
         price *= 4.0
         chosen = [tree.cut(price) for tree in trees]
-    step = 2.0
+    low = price / 4.0
     for _ in range(HALVINGS):
-        found = [tree.cut(price / step) for tree in trees]
+        middle = math.sqrt(low * price)
+        found = [tree.cut(middle) for tree in trees]
         if _doubles(found) <= max_doubles:
-            chosen, price = found, price / step
-        step = math.sqrt(step)
+            chosen, price = found, middle
+        else:
+            low = middle
     return price, chosen
 
 
@@ -326,7 +328,7 @@ class _Tree:
         if len(leaves) == 1:
             shape = (shared, terms)
             if shape not in self._leaf_forms:
-                self._leaf_forms[shape] = forms_of(shared, (), len(shared), 0, terms)
+                self._leaf_forms[shape] = forms_of(shared, (), len(shared), 0, terms, 1)
             return Group(leaves, sets, differing, self._leaf_forms[shape])
         if patterns > MAX_DIRECT:
             others = tuple(size[feature] for feature in differing if feature in size)
@@ -335,7 +337,9 @@ class _Tree:
         others = tuple(states for feature, states in size.items() if feature in differing)
         longest = max(len(leaf.zero_fraction) for leaf in leaves)
         # a leaf's features are those that all share, and some of the others
-        return Group(leaves, sets, differing, forms_of(shared, others, longest, longest - len(shared), terms))
+        return Group(
+            leaves, sets, differing, forms_of(shared, others, longest, longest - len(shared), terms, len(leaves))
+        )
 
     def _n_states(self, variable: int, sets: frozenset[int]) -> int:
         if len(sets) == 1:

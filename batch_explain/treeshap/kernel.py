@@ -5,13 +5,15 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import scipy.sparse as sp
 
 from batch_explain.trees.ensemble import Ensemble
 from batch_explain.treeshap.program import make_program
+
+if TYPE_CHECKING:  # importing it takes longer than to explain the first row
+    import scipy.sparse as sp
 
 ISA_VARIABLE = "BATCH_EXPLAIN_ISA"
 DEFAULT_TABLE_BYTES = 400_000_000
@@ -122,9 +124,9 @@ class TreeShap:
 
     def explain(
         self,
-        rows: np.ndarray | sp.csr_matrix,
+        rows: "np.ndarray | sp.csr_matrix",
         *,
-        feature_map: sp.csr_matrix | None = None,
+        feature_map: "sp.csr_matrix | None" = None,
         engineered: bool = True,
         threads: int = 1,
         block_rows: int = BLOCK_ROWS,
@@ -173,12 +175,12 @@ class TreeShap:
     def _run(
         self,
         source: "_Source",
-        feature_map: sp.csr_matrix | None,
+        feature_map: "sp.csr_matrix | None",
         found: ShapValues,
         limits: tuple[int, int],
         block_rows: int,
     ) -> None:
-        weights = sp.csr_matrix((0, len(self.used))) if feature_map is None else feature_map
+        weights = _Weights.of(feature_map)
         self._kernel.explain(
             self.isa,
             block_rows,
@@ -192,9 +194,9 @@ class TreeShap:
             self.expected_values,
             found.engineered,
             found.raw,
-            weights.indptr.astype(np.int64),
-            weights.indices.astype(np.int32),
-            weights.data.astype(np.float64),
+            weights.indptr,
+            weights.indices,
+            weights.data,
             found.margins,
             *limits,
         )
@@ -212,14 +214,35 @@ class _Source:
 
     @classmethod
     def of(cls, rows: Any, position: np.ndarray, place: np.ndarray) -> "_Source":
-        if not sp.issparse(rows):
+        if isinstance(rows, np.ndarray):
             return cls(position, dense=np.asarray(rows, dtype=np.float64))
+        import scipy.sparse as sp
+
         matrix = sp.csr_matrix(rows, dtype=np.float64)
         return cls(
             place,
             indptr=matrix.indptr.astype(np.int64),
             indices=matrix.indices.astype(np.int32, copy=False),
             values=np.ascontiguousarray(matrix.data),
+        )
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """A feature map as the kernel reads it: csr, of no rows where there is none."""
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    data: np.ndarray
+
+    @classmethod
+    def of(cls, feature_map: "sp.csr_matrix | None") -> "_Weights":
+        if feature_map is None:
+            return cls(np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0))
+        return cls(
+            feature_map.indptr.astype(np.int64),
+            feature_map.indices.astype(np.int32),
+            feature_map.data.astype(np.float64),
         )
 
 

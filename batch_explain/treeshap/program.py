@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from batch_explain.trees.ensemble import Ensemble
-from batch_explain.treeshap.forms import LANES
+from batch_explain.treeshap.forms import DIRECT, LANES, NO_TABLES, padded
 from batch_explain.treeshap.groups import Chosen, Leaf, cut_trees, partition_cells, quadrature, rule
 from batch_explain.treeshap.splits import Splits, Variable, splits_of
 
@@ -79,11 +79,11 @@ def make_program(ensemble: Ensemble, *, max_doubles: int) -> Program:
             for run in _runs(trees[tree]):
                 run_start.append(layout.groups)
                 for chosen in run:
-                    if not chosen.form.terms:
+                    if chosen.form.terms == DIRECT:
                         layout.add_group(chosen)
                 run_factored.append(layout.groups)
                 for chosen in run:
-                    if chosen.form.terms:
+                    if chosen.form.terms != DIRECT:
                         layout.add_group(chosen)
         output_start.append(len(run_start))
     # the kernel looks one run ahead
@@ -97,8 +97,8 @@ def make_program(ensemble: Ensemble, *, max_doubles: int) -> Program:
     }
     quads = -(-np.diff(arrays["first_slot"]) // LANES)
     by_group = np.add.reduceat(np.append(quads, 0), arrays["first_part"][:-1]) if layout.groups else np.zeros(1)
-    arrays["most_quads"] = int(by_group[arrays["terms"] > 0].max(initial=0)) if layout.groups else 0
-    return Program(arrays, layout.doubles, layout.groups, int((arrays["terms"] == 0).sum()), int(quads.sum()))
+    arrays["most_quads"] = int(by_group[arrays["terms"] != DIRECT].max(initial=0)) if layout.groups else 0
+    return Program(arrays, layout.doubles, layout.groups, int((arrays["terms"] == DIRECT).sum()), int(quads.sum()))
 
 
 def _runs(tree: list[Chosen]) -> list[list[Chosen]]:
@@ -133,8 +133,10 @@ class _Layout:
         self.groups += 1
         self._bits = 0
         *shared, differing = chosen.parts(self._variables)
-        if not form.terms:
+        if form.terms == DIRECT:
             kinds = ["integral"]
+        elif form.terms == NO_TABLES:
+            kinds = ["integral"] * (len(shared) + 1)
         elif len(shared) == 1:
             kinds = ["moments", "moments"]
         else:
@@ -149,7 +151,7 @@ class _Layout:
         patterns = math.prod(len(found) for found in states.values())
         features = list(dict.fromkeys(self._variables[v].feature for v in part))
         quads = -(-len(features) // LANES)
-        record = -(-terms // LANES) * LANES + quads * terms * LANES if terms else LANES
+        record = LANES if terms == DIRECT else 0 if terms == NO_TABLES else padded(terms) + quads * terms * LANES
         a["first_plane"].append(len(a["plane_scale"]))
         a["patterns"].append(patterns)
         a["record"].append(record)
@@ -162,7 +164,7 @@ class _Layout:
         a["first_leaf"].append(len(a["leaf_value"]))
         a["first_var"].append(len(a["var_states"]))
         a["slot"] += features
-        self.doubles += patterns * record * (1 if terms else quads)
+        self.doubles += patterns * record * (quads if terms == DIRECT else 1)
         self._add_planes(states)
         place = {feature: i for i, feature in enumerate(features)}
         for leaf in leaves:

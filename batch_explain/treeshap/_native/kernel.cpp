@@ -79,24 +79,6 @@ struct Terms {  // add delta to the pattern where code > threshold or, of a pred
   const uint8_t *delta;
 };
 
-struct Groups {
-  const int64_t *output_start;  // runs of an output
-  const int64_t *run_start;     // groups of a run: first the direct ones,
-  const int64_t *run_factored;  // then those in parts
-  const int32_t *first_part;
-  const int32_t *terms;         // quadrature points or moments; 0: a direct group, its single part integrated
-  const int32_t *first_plane;   // of a part
-  const int64_t *patterns;      // of a part
-  const int32_t *record;        // of a part: doubles of one pattern (direct: of one pattern and quad)
-  const int32_t *key_shift;     // of a part: where its pattern stands in a key of all parts' patterns,
-  const int32_t *key_bits;      // and how many bits it has there
-  const int32_t *first_slot;    // of a part: its features
-  const int64_t *table;         // of a part: where its doubles begin
-  const int32_t *slot;          // feature of a table column: position among the used features
-  const int32_t *plane_scale;   // pattern = sum of plane x scale
-  const int64_t *first_term, *first_predicate;  // of a plane: its terms, and those of them that are predicates
-};
-
 struct Leaves {  // of the parts of the groups: what their tables are made of, or what is computed without tables
   const int64_t *first_leaf;   // of a part
   const int64_t *first_var;    // of a part: the variables that its pattern number is made of
@@ -116,6 +98,26 @@ struct Quadrature {  // Gauss-Legendre on [0, 1]
   const int32_t *rule;          // of a part
   const int64_t *rule_start;
   const double *rules;          // (term, point)
+};
+
+struct Groups {
+  const int64_t *output_start;  // runs of an output
+  const int64_t *run_start;     // groups of a run: first the direct ones,
+  const int64_t *run_factored;  // then those in parts
+  const int32_t *first_part;
+  const int32_t *terms;         // quadrature points or moments; 0: a direct group, its single part integrated; -1: no tables
+  const int32_t *first_plane;   // of a part
+  const int64_t *patterns;      // of a part
+  const int32_t *record;        // of a part: doubles of one pattern (direct: of one pattern and quad)
+  const int32_t *key_shift;     // of a part: where its pattern stands in a key of all parts' patterns,
+  const int32_t *key_bits;      // and how many bits it has there
+  const int32_t *first_slot;    // of a part: its features
+  const int64_t *table;         // of a part: where its doubles begin
+  const int32_t *slot;          // feature of a table column: position among the used features
+  const int32_t *plane_scale;   // pattern = sum of plane x scale
+  const int64_t *first_term, *first_predicate;  // of a plane: its terms, and those of them that are predicates
+  Leaves leaves;
+  Quadrature quadrature;
 };
 
 struct Input {
@@ -152,6 +154,13 @@ struct Buffer {  // aligned for vectors, and not touched before it is used
   double *data() { return begin; }
 };
 
+struct Factor {  // of the product that is integrated: z + (o - z) t
+  double z, change;
+  double *to;    // where its feature's contributions are tabulated
+  f64x4u before;  // the product of those before it, at four points
+  f64x4u sum;     // over the points: weight times the product of all others
+};
+
 struct Scratch {
   int64_t chunks;
   std::vector<double> values;      // (feature, TILE)
@@ -164,6 +173,7 @@ struct Scratch {
   std::vector<uint64_t> long_key;  // where they are long,
   std::vector<uint16_t> heads;     // a row of each hash,
   std::vector<uint16_t> number;    // and, of rows that represent a combination, its number
+  std::vector<Factor> factors;     // of a combination, of a group without tables
   Buffer occurring;         // (quad of a group, combination, LANES)
 
   int64_t rows() const { return chunks * CHUNK; }
@@ -371,18 +381,22 @@ INLINE void combine_quads(const double *contributions, const double *factor, int
   for (int quad = 0; quad < QUADS; ++quad) *(f64x4 *)(to + quad * stride) = sum[quad];
 }
 
-// Returns where the next part's go.
-INLINE double *combine(const double *contributions, const double *factor, int quads, int terms, double *to,
-                       int64_t stride) {
+INLINE void combine(const double *contributions, const double *factor, int quads, int terms, double *to,
+                    int64_t stride) {
   int quad = 0;
   for (; quad + 2 <= quads; quad += 2)
     combine_quads<2>(contributions + quad * LANES, factor, quads, terms, to + quad * stride, stride);
   if (quad < quads) combine_quads<1>(contributions + quad * LANES, factor, quads, terms, to + quad * stride, stride);
-  return to + quads * stride;
 }
 
 INLINE int quads_of(const Groups &g, int part) {
   return (g.first_slot[part + 1] - g.first_slot[part] + LANES - 1) / LANES;
+}
+
+// Where the combinations of each part's patterns are tabulated.
+INLINE void tables_of_parts(const Groups &g, int first, int last, Scratch &s, double **table) {
+  double *at = s.occurring.data();
+  for (int part = first; part < last; at += quads_of(g, part++) * s.stride()) table[part - first] = at;
 }
 
 // A group in parts: tabulate the combinations of patterns that occur in this block, to be looked up like a direct group's
@@ -393,14 +407,15 @@ INLINE void tabulate(const Groups &g, const double *tables, int first, int last,
   const int padded = (terms + LANES - 1) / LANES * LANES, vectors = padded / LANES, parts = last - first;
   alignas(32) double rest[MAX_POINTS];
   const double *record[MAX_PARTS];
+  double *table[MAX_PARTS];
   f64x4 before[MAX_PARTS][MAX_POINTS / LANES];  // products of all parts before this one
+  tables_of_parts(g, first, last, s, table);
   for (int64_t id = 0; id < found; ++id) {
     for (int i = 0; i < parts; ++i)
       record[i] = tables + g.table[first + i] + (int64_t)s.patterns[i * s.rows() + s.row[id]] * g.record[first + i];
-    double *to = s.occurring.data() + id * LANES;
     if (parts == 2) {
-      to = combine(record[0] + padded, record[1], quads_of(g, first), terms, to, s.stride());
-      combine(record[1] + padded, record[0], quads_of(g, first + 1), terms, to, s.stride());
+      combine(record[0] + padded, record[1], quads_of(g, first), terms, table[0] + id * LANES, s.stride());
+      combine(record[1] + padded, record[0], quads_of(g, first + 1), terms, table[1] + id * LANES, s.stride());
       continue;
     }
     for (int v = 0; v < vectors; ++v) {
@@ -418,16 +433,100 @@ INLINE void tabulate(const Groups &g, const double *tables, int first, int last,
         *(f64x4 *)(rest + v * LANES) = before[i][v] * after[v];
         after[v] *= *(const f64x4 *)(record[i] + v * LANES);
       }
-      to = combine(record[i] + padded, rest, quads_of(g, first + i), terms, to, s.stride());
+      combine(record[i] + padded, rest, quads_of(g, first + i), terms, table[i] + id * LANES, s.stride());
     }
   }
 }
 
-// Look up what tabulate has made; it goes through two parts forward, and through more of them backward.
+// Which of a leaf's factors in a part a pattern satisfies: a bit each.
+INLINE uint64_t satisfied_by(const Leaves &l, int part, int64_t leaf, uint32_t pattern) {
+  uint64_t satisfied = ~uint64_t(0);
+  const uint64_t *allowed = l.allowed + l.allowed_start[leaf];
+  for (int64_t v = l.first_var[part]; v < l.first_var[part + 1]; ++v) {
+    satisfied &= allowed[pattern % l.var_states[v]];
+    pattern /= l.var_states[v];
+    allowed += l.var_states[v];
+  }
+  return satisfied;
+}
+
+// All factors of a leaf in a part, for one pattern.
+INLINE Factor *factors_of(const Leaves &l, int part, int64_t leaf, uint32_t pattern, double *table, int64_t stride,
+                          Factor *to) {
+  const uint64_t satisfied = satisfied_by(l, part, leaf, pattern);
+  for (int64_t j = l.first_factor[leaf]; j < l.first_factor[leaf + 1]; ++j, ++to) {
+    const double z = l.zero_fraction[j];
+    *to = {z, (satisfied >> (j - l.first_factor[leaf]) & 1 ? 1.0 : 0.0) - z,
+           table + l.place[j] / LANES * stride + l.place[j] % LANES, f64x4u{}, f64x4u{}};
+  }
+  return to;
+}
+
+// A group without tables: as tabulate, by the formula itself. The last part is of several leaves; the others hold the
+// factors that these share.
+INLINE void compute(const Groups &g, int group, int64_t found, Scratch &s) {
+  const Leaves &l = g.leaves;
+  const Quadrature &quadrature = g.quadrature;
+  const int first = g.first_part[group], last = g.first_part[group + 1] - 1, points = quadrature.points[group];
+  const int64_t leaf0 = l.first_leaf[last], leaf1 = l.first_leaf[last + 1];
+  alignas(32) double point[MAX_POINTS + LANES] = {}, weight[MAX_POINTS + LANES] = {};
+  for (int p = 0; p < points; ++p) {
+    point[p] = quadrature.point[quadrature.points_start[points] + p];
+    weight[p] = quadrature.rules[quadrature.rule_start[quadrature.rule[last]] + p];
+  }
+  double *table[MAX_PARTS];
+  tables_of_parts(g, first, last + 1, s, table);
+  s.factors.resize(l.first_factor[leaf1] - l.first_factor[l.first_leaf[first]]);
+  Factor *const begin = s.factors.data();
+  for (int quad = 0; quad < quads_of(g, last); ++quad)
+    std::fill_n(table[last - first] + quad * s.stride(), found * LANES, 0.0);
+  for (int64_t id = 0; id < found; ++id) {
+    Factor *shared = begin;  // their end
+    for (int part = first; part < last; ++part)
+      shared = factors_of(l, part, l.first_leaf[part], s.patterns[(part - first) * s.rows() + s.row[id]],
+                          table[part - first] + id * LANES, s.stride(), shared);
+    Factor *end = shared;
+    for (int64_t leaf = leaf0; leaf < leaf1; ++leaf)
+      end = factors_of(l, last, leaf, s.patterns[(last - first) * s.rows() + s.row[id]],
+                       table[last - first] + id * LANES, s.stride(), end);
+    for (int p = 0; p < points; p += LANES) {
+      const f64x4 t = *(const f64x4 *)(point + p), w = *(const f64x4 *)(weight + p);
+      f64x4 all_shared = f64x4{} + 1.0, all_leaves = f64x4{};
+      for (Factor *f = begin; f < shared; ++f) {
+        f->before = all_shared;
+        all_shared *= f->z + f->change * t;
+      }
+      Factor *f = shared;
+      for (int64_t leaf = leaf0; leaf < leaf1; ++leaf) {
+        const int64_t factors = l.first_factor[leaf + 1] - l.first_factor[leaf];
+        f64x4 product = f64x4{} + l.value[leaf], after = w * all_shared;
+        for (Factor *stop = f + factors; f < stop; ++f) {
+          f->before = product;
+          product *= f->z + f->change * t;
+        }
+        all_leaves += product;
+        for (Factor *back = f - 1; back >= f - factors; --back) {
+          back->sum += back->before * after;
+          after *= back->z + back->change * t;
+        }
+      }
+      f64x4 after = w * all_leaves;
+      for (Factor *back = shared - 1; back >= begin; --back) {
+        back->sum += back->before * after;
+        after *= back->z + back->change * t;
+      }
+    }
+    for (Factor *f = begin; f < end; ++f) {
+      const double contribution = f->change * ((f->sum[0] + f->sum[1]) + (f->sum[2] + f->sum[3]));
+      *f->to = f < shared ? contribution : *f->to + contribution;
+    }
+  }
+}
+
+// Look up what tabulate or compute has made.
 INLINE void add_occurring(const Groups &g, int first, int last, const uint32_t *id, int rows, Scratch &s, double *sums) {
   const double *table = s.occurring.data();
-  for (int i = 0; i < last - first; ++i) {
-    const int part = last - first == 2 ? first + i : last - 1 - i;
+  for (int part = first; part < last; ++part) {
     add_quads(g, part, table, s.stride(), id, rows, sums);
     table += quads_of(g, part) * s.stride();
   }
@@ -499,7 +598,8 @@ INLINE void explain_rows(const Columns &c, const Terms &t, const Groups &g, cons
                             s.patterns.data() + (part - p0) * s.rows() + chunk * CHUNK);
           const int64_t rows = (chunks - 1) * CHUNK + rows_of(chunks - 1, left);
           const int64_t found = number_combinations(g, p0, p1, rows, s);
-          tabulate(g, tables, p0, p1, g.terms[group], found, s);
+          if (g.terms[group] < 0) compute(g, (int)group, found, s);
+          else tabulate(g, tables, p0, p1, g.terms[group], found, s);
           for (int64_t chunk = 0; chunk < chunks; ++chunk)
             add_occurring(g, p0, p1, s.id.data() + chunk * CHUNK, rows_of(chunk, left), s, s.sums_of(chunk, in.features));
         }
@@ -653,29 +753,54 @@ template <class T> Array<T> array(const nb::dict &arrays, const char *name) {
 template <class T> const T *data(const nb::dict &arrays, const char *name) { return array<T>(arrays, name).data(); }
 
 Groups groups_of(const nb::dict &a) {
-  return {data<int64_t>(a, "output_start"), data<int64_t>(a, "run_start"), data<int64_t>(a, "run_factored"), data<int32_t>(a, "first_part"),    data<int32_t>(a, "terms"),
-          data<int32_t>(a, "first_plane"),  data<int64_t>(a, "patterns"),      data<int32_t>(a, "record"), data<int32_t>(a, "key_shift"),     data<int32_t>(a, "key_bits"),      data<int32_t>(a, "first_slot"),
-          data<int64_t>(a, "table"),        data<int32_t>(a, "slot"),          
-          data<int32_t>(a, "plane_scale"),  data<int64_t>(a, "first_term"),    data<int64_t>(a, "first_predicate")};
+  Groups g{};
+  g.output_start = data<int64_t>(a, "output_start");
+  g.run_start = data<int64_t>(a, "run_start");
+  g.run_factored = data<int64_t>(a, "run_factored");
+  g.first_part = data<int32_t>(a, "first_part");
+  g.terms = data<int32_t>(a, "terms");
+  g.first_plane = data<int32_t>(a, "first_plane");
+  g.patterns = data<int64_t>(a, "patterns");
+  g.record = data<int32_t>(a, "record");
+  g.key_shift = data<int32_t>(a, "key_shift");
+  g.key_bits = data<int32_t>(a, "key_bits");
+  g.first_slot = data<int32_t>(a, "first_slot");
+  g.table = data<int64_t>(a, "table");
+  g.slot = data<int32_t>(a, "slot");
+  g.plane_scale = data<int32_t>(a, "plane_scale");
+  g.first_term = data<int64_t>(a, "first_term");
+  g.first_predicate = data<int64_t>(a, "first_predicate");
+  g.leaves.first_leaf = data<int64_t>(a, "first_leaf");
+  g.leaves.first_var = data<int64_t>(a, "first_var");
+  g.leaves.var_states = data<int32_t>(a, "var_states");
+  g.leaves.value = data<double>(a, "leaf_value");
+  g.leaves.first_factor = data<int64_t>(a, "first_factor");
+  g.leaves.zero_fraction = data<double>(a, "zero_fraction");
+  g.leaves.place = data<int32_t>(a, "place");
+  g.leaves.allowed_start = data<int64_t>(a, "allowed_start");
+  g.leaves.allowed = data<uint64_t>(a, "allowed");
+  g.quadrature.points = data<int32_t>(a, "points");
+  g.quadrature.points_start = data<int64_t>(a, "points_start");
+  g.quadrature.point = data<double>(a, "point");
+  g.quadrature.rule = data<int32_t>(a, "rule");
+  g.quadrature.rule_start = data<int64_t>(a, "rule_start");
+  g.quadrature.rules = data<double>(a, "rules");
+  return g;
 }
 
 void build_tables(const nb::dict &a, nb::ndarray<double, nb::ndim<1>, nb::c_contig, nb::device::cpu> tables) {
   const Groups g = groups_of(a);
-  const Leaves l{data<int64_t>(a, "first_leaf"),   data<int64_t>(a, "first_var"),     data<int32_t>(a, "var_states"),
-                   data<double>(a, "leaf_value"),     data<int64_t>(a, "first_factor"),
-                 data<double>(a, "zero_fraction"), data<int32_t>(a, "place"),         data<int64_t>(a, "allowed_start"),
-                 data<uint64_t>(a, "allowed")};
-  const int32_t *points = data<int32_t>(a, "points"), *rule_of = data<int32_t>(a, "rule");
-  const int64_t *points_start = data<int64_t>(a, "points_start"), *rule_start = data<int64_t>(a, "rule_start");
-  const double *at = data<double>(a, "point"), *rules = data<double>(a, "rules");
+  const Quadrature &quadrature = g.quadrature;
   const int64_t n_groups = (int64_t)array<int32_t>(a, "terms").size();
   double *table = tables.data();
   nb::gil_scoped_release release;
   for (int64_t group = 0; group < n_groups; ++group)
     for (int part = g.first_part[group]; part < g.first_part[group + 1]; ++part) {
-      const int q = points[group], terms = g.terms[group];
-      build_part(l, part, g.patterns[part], g.first_slot[part + 1] - g.first_slot[part], q, terms ? terms : 1, !terms,
-                 at + points_start[q], rules + rule_start[rule_of[part]], table + g.table[part]);
+      const int q = quadrature.points[group], terms = g.terms[group];
+      if (terms >= 0)
+        build_part(g.leaves, part, g.patterns[part], g.first_slot[part + 1] - g.first_slot[part], q, terms ? terms : 1,
+                   !terms, quadrature.point + quadrature.points_start[q],
+                   quadrature.rules + quadrature.rule_start[quadrature.rule[part]], table + g.table[part]);
     }
 }
 
