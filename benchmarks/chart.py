@@ -1,7 +1,8 @@
-"""The README's chart and table of the kernel, from `results/kernel.json`.
+"""The README's chart and tables, from `results/kernel.json`, `results/end_to_end.json` and `results/engineered.json`.
 
 `python benchmarks/chart.py` writes `results/kernel.svg`; `--readme README.md` also replaces what stands between its
-lines `<!-- kernel -->` and `<!-- /kernel -->`. The same JSON gives the same bytes. Needs nothing that was measured.
+lines `<!-- kernel -->` and `<!-- /kernel -->`, and `<!-- end-to-end -->` and `<!-- /end-to-end -->`. The same JSON gives
+the same bytes. Needs nothing that was measured.
 """
 
 from __future__ import annotations
@@ -135,6 +136,42 @@ def table(results: dict[str, Any], chart_path: str) -> str:
     return "\n".join(lines)
 
 
+def whole_runs(end_to_end: dict[str, Any], engineered: dict[str, Any]) -> str:
+    """Markdown: each kind of AutoML model, then the engineered rows, and on what they were measured."""
+    lines = [
+        "| AutoML model | rows | way | µs a row explained | of `predict`'s time, steady | rows right | start-up s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for found in end_to_end["results"]:
+        steady = found["steady_times_predict"]
+        cells = [found["kind"], f"{found['rows_asked']:,}", found["way"]]
+        cells += [_number(found["us_per_row_explained"]["median"]), "" if steady is None else f"{steady:.2f}"]
+        cells += [f"{found['rows_right']:,} of {found['rows_checked']:,}", f"{found['startup_seconds']['median']:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"Engineered rows in, engineered and raw importances, all summaries and checks out: {engineered['rows']:,} rows, "
+        "100 trees × 31 leaves × 50 features, 20 raw features:",
+        "",
+        "| way | rows a second | µs a row | start-up s | peak memory, MB |",
+        "|---|---|---|---|---|",
+    ]
+    for found in engineered["results"]:
+        middle = {name: value["median"] for name, value in found.items() if isinstance(value, dict) and "median" in value}
+        cells = [f"`{found['way']}`", f"{middle['rows_per_second']:,.0f}", f"{middle['us_per_row']:.2f}"]
+        cells += [f"{middle['startup_seconds']:.0f}", f"{middle['peak_rss_mb']:,.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    machine, versions = end_to_end["machine"], end_to_end["versions"]
+    lines += [
+        "",
+        f"Medians, on {machine['cores']} cores of an {machine['cpu'].partition(' (')[0]}. AutoML: Python {versions['python']}, "
+        f"LightGBM {versions['lightgbm']}; engineered: Python {engineered['versions']['python']}, LightGBM "
+        f"{engineered['versions']['lightgbm']}. Rows right: the SDK's own values at that position, to 1e-9. Start-up is paid "
+        "once a run, most of it importing the SDK.",
+    ]
+    return "\n".join(lines)
+
+
 def _linked(peer: str) -> str:
     return {"LightGBM pred_contrib": "`pred_contrib`", "shap.TreeExplainer": "`shap.TreeExplainer`"}.get(peer, peer)
 
@@ -158,9 +195,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, default=RESULTS / "kernel.json", help="(default: results/kernel.json)")
     parser.add_argument("--svg", type=Path, default=RESULTS / "kernel.svg", help="(default: results/kernel.svg)")
-    parser.add_argument(
-        "--readme", type=Path, metavar="PATH", help="a file with the lines <!-- kernel --> and <!-- /kernel -->"
-    )
+    parser.add_argument("--readme", type=Path, metavar="PATH", help="a file with the lines <!-- kernel --> and so on")
     options = parser.parse_args(arguments)
     results = json.loads(options.json.read_text(encoding="utf-8"))
     options.svg.write_text(chart(results), encoding="utf-8")
@@ -169,6 +204,8 @@ def main(arguments: list[str]) -> int:
         shown = options.svg.resolve()
         where = shown.relative_to(folder).as_posix() if shown.is_relative_to(folder) else shown.name
         common.replace_between(options.readme, "kernel", table(results, where))
+        whole = [json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ("end_to_end", "engineered")]
+        common.replace_between(options.readme, "end-to-end", whole_runs(*whole))
     return 0
 
 

@@ -74,15 +74,18 @@ def test_kernel_results_say_what_was_measured(results: dict[str, Any]) -> None:
 
 def test_chart_is_deterministic_and_fills_the_readme(measured: Path, tmp_path: Path) -> None:
     readme, first, second = tmp_path / "README.md", tmp_path / "first.svg", tmp_path / "second.svg"
-    readme.write_text("before\n<!-- kernel -->\nold\n<!-- /kernel -->\nafter\n")
+    parts = ("kernel", "end-to-end")
+    readme.write_text("before\n" + "".join(f"<!-- {part} -->\nold\n<!-- /{part} -->\nafter\n" for part in parts))
     script("chart.py", "--json", measured, "--svg", second)
     for _ in range(2):
         script("chart.py", "--json", measured, "--svg", first, "--readme", readme)
     assert first.read_bytes() == second.read_bytes()
     lines = readme.read_text().splitlines()
-    assert lines[:2] == ["before", "<!-- kernel -->"] and lines[-2:] == ["<!-- /kernel -->", "after"]
+    assert lines[:2] == ["before", "<!-- kernel -->"] and lines[-2:] == ["<!-- /end-to-end -->", "after"]
     assert "![µs a row of each method](first.svg)" in lines and "old" not in lines
-    assert sum(line.startswith("| ") for line in lines) == 1 + len(CASES)
+    kernel, runs = lines[: lines.index("<!-- /kernel -->")], lines[lines.index("<!-- end-to-end -->") :]
+    assert sum(line.startswith("| ") for line in kernel) == 1 + len(CASES)
+    assert sum("batch-explain run |" in line for line in runs) >= 1 and any("`run --workers 1`" in line for line in runs)
 
 
 def test_chart_refuses_a_readme_without_its_lines(measured: Path, tmp_path: Path) -> None:
