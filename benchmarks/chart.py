@@ -1,8 +1,8 @@
 """The README's chart and tables, from `results/kernel.json`, `results/end_to_end.json` and `results/engineered.json`.
 
 `python benchmarks/chart.py` writes `results/kernel.svg`; `--readme README.md` also replaces what stands between its
-lines `<!-- kernel -->` and `<!-- /kernel -->`, and `<!-- end-to-end -->` and `<!-- /end-to-end -->`. The same JSON gives
-the same bytes. Needs nothing that was measured.
+lines `<!-- kernel -->` and `<!-- /kernel -->`, and `<!-- end-to-end -->` and `<!-- /end-to-end -->`. The same JSON
+gives the same bytes. Needs nothing that was measured.
 """
 
 from __future__ import annotations
@@ -150,24 +150,25 @@ def whole_runs(end_to_end: dict[str, Any], engineered: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        f"Engineered rows in, engineered and raw importances, all summaries and checks out: {engineered['rows']:,} rows, "
-        "100 trees × 31 leaves × 50 features, 20 raw features:",
+        "Engineered rows in, engineered and raw importances, all summaries and checks out: "
+        f"{engineered['rows']:,} rows, 100 trees × 31 leaves × 50 features, 20 raw features:",
         "",
         "| way | rows a second | µs a row | start-up s | peak memory, MB |",
         "|---|---|---|---|---|",
     ]
     for found in engineered["results"]:
-        middle = {name: value["median"] for name, value in found.items() if isinstance(value, dict) and "median" in value}
-        cells = [f"`{found['way']}`", f"{middle['rows_per_second']:,.0f}", f"{middle['us_per_row']:.2f}"]
-        cells += [f"{middle['startup_seconds']:.0f}", f"{middle['peak_rss_mb']:,.0f}"]
+        cells = [f"`{found['way']}`"]
+        for name, form in (("rows_per_second", ",.0f"), ("us_per_row", ".2f"), ("startup_seconds", ".0f")):
+            cells.append(format(found[name]["median"], form))
+        cells.append(format(found["peak_rss_mb"]["median"], ",.0f"))
         lines.append(f"| {' | '.join(cells)} |")
     machine, versions = end_to_end["machine"], end_to_end["versions"]
     lines += [
         "",
-        f"Medians, on {machine['cores']} cores of an {machine['cpu'].partition(' (')[0]}. AutoML: Python {versions['python']}, "
-        f"LightGBM {versions['lightgbm']}; engineered: Python {engineered['versions']['python']}, LightGBM "
-        f"{engineered['versions']['lightgbm']}. Rows right: the SDK's own values at that position, to 1e-9. Start-up is paid "
-        "once a run, most of it importing the SDK.",
+        f"Medians, on {machine['cores']} cores of an {machine['cpu'].partition(' (')[0]}. AutoML: Python "
+        f"{versions['python']}, LightGBM {versions['lightgbm']}; engineered: Python {engineered['versions']['python']}, "
+        f"LightGBM {engineered['versions']['lightgbm']}. Rows right: the SDK's own values at that position, to 1e-9. "
+        "Start-up is paid once a run, most of it importing the SDK.",
     ]
     return "\n".join(lines)
 
@@ -204,8 +205,10 @@ def main(arguments: list[str]) -> int:
         shown = options.svg.resolve()
         where = shown.relative_to(folder).as_posix() if shown.is_relative_to(folder) else shown.name
         common.replace_between(options.readme, "kernel", table(results, where))
-        whole = [json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ("end_to_end", "engineered")]
-        common.replace_between(options.readme, "end-to-end", whole_runs(*whole))
+        end_to_end, engineered = (
+            json.loads((RESULTS / name).read_text(encoding="utf-8")) for name in ("end_to_end.json", "engineered.json")
+        )
+        common.replace_between(options.readme, "end-to-end", whole_runs(end_to_end, engineered))
     return 0
 
 

@@ -41,7 +41,7 @@ using i8x32u = int8_t __attribute__((vector_size(32), aligned(1)));
 
 constexpr int LANES = 4;     // features of a quad: doubles that one pattern selects together
 constexpr int TILE = 128;    // rows whose values are encoded at a time
-constexpr int CHUNK = 256;   // rows that a tree is run over at a time
+constexpr int CHUNK = 512;   // rows that a tree is run over at a time
 constexpr int64_t MAX_CHUNKS = (1 << 16) / CHUNK;  // so that 16 bits number a block's rows
 constexpr int64_t MAX_SUMS = 2 << 20;  // doubles: a block has fewer chunks where there are many features
 // Rows of arrays are this far apart: at equal offsets within a page, a load would wait for the last store to any other
@@ -360,7 +360,32 @@ INLINE int64_t number_combinations(const Groups &g, int first, int last, int64_t
   return found;
 }
 
+// The same for two parts of few patterns, each of whose combinations has a number of its own.
+INLINE int64_t number_few_combinations(const Groups &g, int first, int64_t rows, Scratch &s) {
+  const uint32_t below = (uint32_t)g.patterns[first], all = below * (uint32_t)g.patterns[first + 1];
+  const uint32_t *low = s.patterns.data(), *high = s.patterns.data() + s.rows();
+  uint32_t *key = s.key.data(), *id = s.id.data(), *row = s.row.data();
+  uint16_t *number = s.heads.data();
+  std::fill_n(number, all, 0);
+  for (int64_t r = 0; r < rows; ++r) key[r] = low[r] + high[r] * below;
+  for (int64_t r = 0; r < rows; ++r) number[key[r]] = 1;
+  uint32_t found = 0;
+  for (uint32_t k = 0; k < all; ++k) {
+    const uint32_t occurs = number[k];
+    number[k] = (uint16_t)found;
+    found += occurs;
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    const uint32_t mine = number[key[r]];
+    row[mine] = (uint32_t)r;
+    id[r] = mine * LANES;
+  }
+  return found;
+}
+
 INLINE int64_t number_combinations(const Groups &g, int first, int last, int64_t rows, Scratch &s) {
+  if (last - first == 2 && g.patterns[first] * g.patterns[first + 1] <= int64_t(1) << HASH_BITS)
+    return number_few_combinations(g, first, rows, s);
   const int bits = g.key_shift[last - 1] + g.key_bits[last - 1];
   if (bits <= 32) return number_combinations(g, first, last, rows, s.key.data(), s);
   if (bits <= 64) return number_combinations(g, first, last, rows, s.long_key.data(), s);
