@@ -162,13 +162,13 @@ def whole_runs(end_to_end: dict[str, Any], engineered: dict[str, Any]) -> str:
             cells.append(format(found[name]["median"], form))
         cells.append(format(found["peak_rss_mb"]["median"], ",.0f"))
         lines.append(f"| {' | '.join(cells)} |")
-    machine, versions = end_to_end["machine"], end_to_end["versions"]
+    machine, versions, newer = end_to_end["machine"], end_to_end["versions"], engineered["versions"]
     lines += [
         "",
         f"Medians, on {machine['cores']} cores of an {machine['cpu'].partition(' (')[0]}. AutoML: Python "
-        f"{versions['python']}, LightGBM {versions['lightgbm']}; engineered: Python {engineered['versions']['python']}, "
-        f"LightGBM {engineered['versions']['lightgbm']}. Rows right: the SDK's own values at that position, to 1e-9. "
-        "Start-up is paid once a run, most of it importing the SDK.",
+        f"{versions['python']}, LightGBM {versions['lightgbm']}; engineered: Python {newer['python']}, LightGBM "
+        f"{newer['lightgbm']}. Rows right: the SDK's own values at that position, to 1e-9. Start-up is paid once a "
+        "run, most of it importing the SDK.",
     ]
     return "\n".join(lines)
 
