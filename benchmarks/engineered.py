@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -103,6 +104,7 @@ def main(options: argparse.Namespace, folder: Path, machine: dict[str, Any]) -> 
             out = folder / "scratch"
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir()
+            os.sync()  # what the run before has left to be written is not this one's
             found = run_engine([*arguments, *extra], out, env=environment)
             if found.measured.exit_code:
                 problems.append(f"{way} ended with {found.measured.exit_code}: {(out / 'log.json').read_text()[-300:]}")
