@@ -31,7 +31,7 @@ from batch_explain.treeshap.kernel import (
 )
 from tests.comparing import assert_close
 from tests.conftest import ROOT
-from tests.lightgbm_models import SPECIAL, booster, constant_tree, contributions, random_tree, train, written
+from tests.lightgbm_models import NUMERICAL, SPECIAL, booster, constant_tree, contributions, random_tree, train, written
 
 ISAS = ("baseline", "avx2", "avx512")
 ROWS = 1_501  # no multiple of anything that the kernel cuts rows by
@@ -116,11 +116,16 @@ def assert_same_bits(found: ShapValues, expected: ShapValues) -> None:
 # ---- the same bits ---------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> str:
+    """Each instruction set; those that this CPU lacks cannot run here, forced or not."""
+    if request.param not in load_kernel().instruction_sets():
+        pytest.skip(f"this CPU has no {request.param}")
+    return str(request.param)
+
+
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("isa", ISAS)
 def test_instruction_sets_give_the_same_bits(isa: str, name: str) -> None:
-    if isa not in load_kernel().instruction_sets():
-        pytest.skip(f"this CPU has no {isa}")
     explainer = TreeShap(ensemble_of(name), isa=isa)
     assert explainer.isa == isa
     weights = _map(len(explainer.used))
@@ -247,16 +252,30 @@ def test_smaller_tables_hold_the_same_values(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["wide", "chains"])
-@pytest.mark.parametrize("isa", ISAS)
 def test_without_tables_any_way_to_run_gives_the_same_bits(isa: str, name: str) -> None:
-    if isa not in load_kernel().instruction_sets():
-        pytest.skip(f"this CPU has no {isa}")
     rows = rows_of(name)
     expected = TreeShap(ensemble_of(name), table_bytes=1, isa="baseline").explain(rows)
     explainer = TreeShap(ensemble_of(name), table_bytes=1, isa=isa)
     assert (explainer.program.arrays["terms"] == NO_TABLES).any()
     for block_rows, threads in ((256, 1), (1_000, 1), (BLOCK_ROWS, 2)):
         assert_same_bits(explainer.explain(rows, block_rows=block_rows, threads=threads), expected)
+
+
+def test_without_tables_features_that_are_split_in_every_way() -> None:
+    """One path, on which each feature is split with every kind of missing value: more than 2 ** 32 patterns together."""
+    rng = np.random.default_rng(0)
+    tree = random_tree(rng, 60, 8, chain=1.0, distinct=True)
+    tree["decision_type"] = np.array(list(NUMERICAL.values()))[np.arange(59) // 8 % len(NUMERICAL)]
+    text = written([tree], 8)
+    rows = rng.uniform(-1, 1, (500, 8))
+    rows[rng.random(rows.shape) < 0.15] = np.nan
+    rows[rng.random(rows.shape) < 0.1] = 0.0
+    explainer = TreeShap(read_model_text(text), table_bytes=1)
+    assert (explainer.program.arrays["terms"] == NO_TABLES).any()
+    found = explainer.explain(rows)
+    assert found.engineered is not None
+    expected = contributions(booster(text), rows)
+    assert_close(found.engineered.transpose(0, 2, 1), expected[:, :, :-1][:, :, explainer.used], 1e-10)
 
 
 def test_tables_of_others() -> None:

@@ -10,7 +10,7 @@ MAX_DIRECT = 4096  # patterns of a direct table
 MAX_PART = 512  # patterns of each of two parts
 MAX_PARTS = 160
 MANY_FEATURES = (4, 2)  # of each of many parts: as fast as can be, or as small
-NO_TABLES_FEATURES = 8  # of each part of a group without tables
+NO_TABLES_FEATURES, NO_TABLES_PATTERNS = 8, 1 << 24  # of each part of a group without tables; 32 bits hold a pattern
 
 # Costs in processor cycles a row, fitted to timings of the kernel.
 TERM, PLANE, GROUP = 0.12, 0.3, 0.3
@@ -86,7 +86,9 @@ def forms_of(
                 if len(shared) // most + 2 <= MAX_PARTS
             ]
         if shared and math.prod(differing) <= MAX_PART:
-            forms.append(_no_tables(shared, differing, longest, overhead, len(shared) + leaves * degree))
+            pieces = _pieces_without_tables(shared)
+            if len(pieces) < MAX_PARTS and max(map(math.prod, pieces)) <= NO_TABLES_PATTERNS:
+                forms.append(_no_tables(pieces, differing, longest, overhead, len(shared) + leaves * degree))
     return forms
 
 
@@ -120,14 +122,23 @@ def _many_parts(shared: tuple[int, ...], differing: tuple[int, ...], most: int, 
 
 
 def _no_tables(
-    shared: tuple[int, ...], differing: tuple[int, ...], longest: int, overhead: float, factors: int
+    pieces: list[tuple[int, ...]], differing: tuple[int, ...], longest: int, overhead: float, factors: int
 ) -> Form:
-    pieces = _pieces(shared, -(-len(shared) // NO_TABLES_FEATURES))
     points = max(1, -(-longest // 2))
     cost = overhead + sum(PLANE + -(-len(states) // LANES) * OCCURRING for states in (*pieces, differing))
     new = FORMULA + FORMULA_FACTOR * factors * padded(points) / LANES
-    cost += _lazily(len(pieces) + 1, math.prod(shared) * math.prod(differing), new)
+    cost += _lazily(len(pieces) + 1, math.prod(map(math.prod, (*pieces, differing))), new)
     return Form(cost, 0, tuple(map(len, pieces)), NO_TABLES, points)
+
+
+def _pieces_without_tables(states: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Pieces of few features and patterns; a feature that has too many patterns alone is a piece."""
+    pieces: list[tuple[int, ...]] = [()]
+    for each in states:
+        if len(pieces[-1]) == NO_TABLES_FEATURES or math.prod(pieces[-1]) * each > NO_TABLES_PATTERNS:
+            pieces.append(())
+        pieces[-1] += (each,)
+    return [piece for piece in pieces if piece]
 
 
 def _pieces(states: tuple[int, ...], count: int) -> list[tuple[int, ...]]:

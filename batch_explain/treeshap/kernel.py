@@ -214,7 +214,7 @@ class _Source:
 
     @classmethod
     def of(cls, rows: Any, position: np.ndarray, place: np.ndarray) -> "_Source":
-        if isinstance(rows, np.ndarray):
+        if not hasattr(rows, "tocsr"):
             return cls(position, dense=np.asarray(rows, dtype=np.float64))
         import scipy.sparse as sp
 

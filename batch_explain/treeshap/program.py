@@ -21,7 +21,7 @@ _TYPES: dict[str, type] = {
     "first_part": np.int32, "terms": np.int32, "points": np.int32,
     # of a part
     "first_plane": np.int32, "patterns": np.int64, "record": np.int32, "first_slot": np.int32, "table": np.int64,
-    "rule": np.int32, "key_shift": np.int32, "key_bits": np.int32, "first_leaf": np.int64, "first_var": np.int64,
+    "rule": np.int32, "key_shift": np.int32, "first_leaf": np.int64, "first_var": np.int64,
     # of a table column, a plane and a term
     "slot": np.int32,
     "plane_scale": np.int32, "first_term": np.int64, "first_predicate": np.int64,
@@ -156,8 +156,7 @@ class _Layout:
         a["patterns"].append(patterns)
         a["record"].append(record)
         a["key_shift"].append(self._bits)
-        a["key_bits"].append((patterns - 1).bit_length())
-        self._bits += a["key_bits"][-1]
+        self._bits += (patterns - 1).bit_length()
         a["first_slot"].append(len(a["slot"]))
         a["table"].append(self.doubles)
         a["rule"].append(self._rules.setdefault((kind, chosen.form.points, max(1, terms)), len(self._rules)))

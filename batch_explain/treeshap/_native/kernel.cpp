@@ -47,7 +47,7 @@ constexpr int64_t MAX_SUMS = 2 << 20;  // doubles: a block has fewer chunks wher
 // Rows of arrays are this far apart: at equal offsets within a page, a load would wait for the last store to any other
 // array (they look alike to the CPU in their low 12 bits), and all would compete for the same few cache lines.
 constexpr int SUMS = CHUNK + 8, CODES = CHUNK + 32;
-constexpr int HASH_BITS = 15;
+constexpr int HASH_BITS = 15;  // as many numbers of combinations of patterns as stay near
 constexpr int MAX_POINTS = 256, MAX_PARTS = 160;  // enough for 512 distinct features on a path: see groups.py
 constexpr double ZERO_THRESHOLD = 1.0000000180025095e-35;  // LightGBM's kZeroThreshold, a float
 
@@ -109,8 +109,7 @@ struct Groups {
   const int32_t *first_plane;   // of a part
   const int64_t *patterns;      // of a part
   const int32_t *record;        // of a part: doubles of one pattern (direct: of one pattern and quad)
-  const int32_t *key_shift;     // of a part: where its pattern stands in a key of all parts' patterns,
-  const int32_t *key_bits;      // and how many bits it has there
+  const int32_t *key_shift;     // of a part: where its pattern stands in a key of all parts' patterns
   const int32_t *first_slot;    // of a part: its features
   const int64_t *table;         // of a part: where its doubles begin
   const int32_t *slot;          // feature of a table column: position among the used features
@@ -386,7 +385,8 @@ INLINE int64_t number_few_combinations(const Groups &g, int first, int64_t rows,
 INLINE int64_t number_combinations(const Groups &g, int first, int last, int64_t rows, Scratch &s) {
   if (last - first == 2 && g.patterns[first] * g.patterns[first + 1] <= int64_t(1) << HASH_BITS)
     return number_few_combinations(g, first, rows, s);
-  const int bits = g.key_shift[last - 1] + g.key_bits[last - 1];
+  const int shift = g.key_shift[last - 1];
+  const int bits = shift + 64 - __builtin_clzll((uint64_t)(g.patterns[last - 1] - 1) | 1);
   if (bits <= 32) return number_combinations(g, first, last, rows, s.key.data(), s);
   if (bits <= 64) return number_combinations(g, first, last, rows, s.long_key.data(), s);
   for (int64_t r = 0; r < rows; ++r) s.id[r] = (s.row[r] = (uint32_t)r) * LANES;  // take all rows as different
@@ -788,7 +788,6 @@ Groups groups_of(const nb::dict &a) {
   g.patterns = data<int64_t>(a, "patterns");
   g.record = data<int32_t>(a, "record");
   g.key_shift = data<int32_t>(a, "key_shift");
-  g.key_bits = data<int32_t>(a, "key_bits");
   g.first_slot = data<int32_t>(a, "first_slot");
   g.table = data<int64_t>(a, "table");
   g.slot = data<int32_t>(a, "slot");
@@ -892,7 +891,7 @@ void explain(const std::string &isa, int64_t block, const nb::dict &a, Array<dou
   s.key.assign(s.rows(), 0);
   s.long_key.assign(s.rows(), 0);
   s.id.assign(s.rows(), 0);
-  s.row.assign(s.rows() + 1, 0);
+  s.row.assign(s.rows(), 0);
   s.number.assign(s.rows(), 0);
   s.heads.assign(size_t(1) << HASH_BITS, 0);
   s.occurring.allocate((size_t)quads * s.stride());
