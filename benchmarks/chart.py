@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+from engineered import FEATURES, LEAVES, RAW, TREES
 
 RESULTS = Path(__file__).parent / "results"
 CHARTED = ("100x31", "100x255")
@@ -151,7 +152,7 @@ def whole_runs(end_to_end: dict[str, Any], engineered: dict[str, Any]) -> str:
     lines += [
         "",
         "Engineered rows in, engineered and raw importances, all summaries and checks out: "
-        f"{engineered['rows']:,} rows, 100 trees × 31 leaves × 50 features, 20 raw features:",
+        f"{engineered['rows']:,} rows, {TREES} trees × {LEAVES} leaves × {FEATURES} features, {RAW} raw features:",
         "",
         "| way | rows a second | µs a row | start-up s | peak memory, MB |",
         "|---|---|---|---|---|",

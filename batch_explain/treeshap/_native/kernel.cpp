@@ -5,8 +5,8 @@
 // give the number of a pattern for each row; (3) for each quad of the group's features, the pattern selects four doubles
 // of a table, which for four rows are transposed and added to the features' sums; (4) the sums go to the results.
 //
-// A block is cut into chunks, small enough that the sums that one tree adds to stay in the first-level cache; it has many
-// chunks, so that a tree's tables, once they are in the second-level cache, serve many rows.
+// A block is cut into chunks, small enough that the sums that one tree adds to stay in the second-level cache beside its
+// tables; it has many chunks, so that these serve many rows.
 //
 // The generic code below is compiled three times, for baseline x86-64 (or any other CPU), AVX2 and AVX-512. Every row
 // is computed by the same additions and multiplications in the same order (no contraction to fused operations), so the
