@@ -262,7 +262,7 @@ def test_without_tables_any_way_to_run_gives_the_same_bits(isa: str, name: str) 
 
 
 def test_without_tables_features_that_are_split_in_every_way() -> None:
-    """One path, on which each feature is split with every kind of missing value: more than 2 ** 32 patterns together."""
+    """One path that splits each feature with every kind of missing value: more than 2 ** 32 patterns together."""
     rng = np.random.default_rng(0)
     tree = random_tree(rng, 60, 8, chain=1.0, distinct=True)
     tree["decision_type"] = np.array(list(NUMERICAL.values()))[np.arange(59) // 8 % len(NUMERICAL)]
