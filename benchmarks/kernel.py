@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -307,8 +309,7 @@ class Benchmark:
 
     def _measure_growth(self) -> None:
         """Time against leaves × mean path: the models take turns, so that they meet the same machine."""
-        names = self._known(GROWTH)
-        rows = max(1, self.options.rows // 5)
+        names, rows = self._known(GROWTH), self.options.rows
         kernels = [(self.kernels[name], self.models[name]) for name in names]
         times = self._turns(
             [lambda kernel=kernel, X=model.rows[:rows]: kernel.run(X) for kernel, model in kernels]  # type: ignore[misc]
@@ -364,15 +365,30 @@ class Benchmark:
             )
 
     def _measure_threads(self, name: str) -> None:
+        """One thread, two, and two processes that share nothing: what the machine's cores can give at this time."""
         model, shap = self.models[name], TreeShap(self.models[name].ensemble)
-        one, two = self._turns([lambda: shap.explain(model.rows), lambda: shap.explain(model.rows, threads=2)])
+        rows = model.rows.shape[0]
+        halves = [model.rows[: rows // 2], model.rows[rows // 2 :]]
+        with contextlib.ExitStack() as stack:
+            apart = [stack.enter_context(_forked(lambda half=half: shap.explain(half))) for half in halves]  # type: ignore[misc]
+
+            def both_apart() -> None:
+                for process in apart:
+                    process.send("go")
+                for process in apart:
+                    process.recv()
+
+            both_apart()
+            calls = [lambda: shap.explain(model.rows), lambda: shap.explain(model.rows, threads=2), both_apart]
+            one, two, processes = self._turns(calls)
         self.threads = {
             "name": name,
-            "rows": model.rows.shape[0],
+            "rows": rows,
             "cores": common.cores(),
-            "one_us_per_row": common.spread([1e6 * s / model.rows.shape[0] for s in one], 4),
-            "two_us_per_row": common.spread([1e6 * s / model.rows.shape[0] for s in two], 4),
+            "one_us_per_row": common.spread([1e6 * s / rows for s in one], 4),
+            "two_us_per_row": common.spread([1e6 * s / rows for s in two], 4),
             "times_faster": common.spread([a / b for a, b in zip(one, two, strict=True)]),
+            "processes_times_faster": common.spread([a / b for a, b in zip(one, processes, strict=True)]),
         }
 
     def _measure_first_row(self, name: str, folder: Path) -> None:
@@ -418,6 +434,29 @@ class Benchmark:
             "first_row": self.first_row,
             "problems": self.problems,
         }
+
+
+@contextlib.contextmanager
+def _forked(work: Callable[[], Any]) -> Iterator[Connection]:
+    """A copy of this process that does the work whenever it is sent something, and answers when it is done."""
+    here, there = multiprocessing.Pipe()
+
+    def serve() -> None:
+        here.close()
+        with contextlib.suppress(EOFError):
+            while there.recv():
+                work()
+                there.send("done")
+
+    process = multiprocessing.get_context("fork").Process(target=serve, daemon=True)
+    process.start()
+    there.close()
+    try:
+        yield here
+    finally:
+        here.close()
+        process.kill()
+        process.join()
 
 
 def _round(value: float) -> int:

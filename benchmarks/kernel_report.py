@@ -113,7 +113,9 @@ def print_rest(results: dict[str, Any]) -> None:
     if (threads := results["threads"]) is not None:
         one, two = _range(threads["one_us_per_row"]), _range(threads["two_us_per_row"])
         times = _range(threads["times_faster"])
-        print(f"\n2 threads on {threads['cores']} cores: {times} times as fast as 1 ({two} µs a row after {one})")
+        apart = _range(threads["processes_times_faster"])
+        print(f"\n2 threads on {threads['cores']} cores: {times} times as fast as 1 ({two} µs a row after {one});")
+        print(f"2 processes of one thread, which share nothing: {apart} times")
     for fresh in results["first_row"]:
         print(f"{fresh['name']}: first row of a fresh process, model text to values, in {_range(fresh['seconds'])} s")
     if results["targets"]:

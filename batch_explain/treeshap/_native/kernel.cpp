@@ -596,9 +596,12 @@ INLINE void prefetch(const double *tables, const Groups &g, int64_t run, int64_t
 
 INLINE void explain_rows(const Columns &c, const Terms &t, const Groups &g, const double *tables, const Input &in,
                          const Output &out, Scratch &s) {
-  for (int64_t first = in.begin; first < in.end; first += s.chunks * CHUNK) {
-    const int64_t left = in.end - first, chunks = std::min(s.chunks, (left + CHUNK - 1) / CHUNK);
-    for (int64_t r = 0; r < std::min(left, s.chunks * CHUNK); r += TILE) {
+  for (int64_t first = in.begin; first < in.end;) {
+    // what is left in blocks of one size: a small last one would hardly use what a block's rows have in common
+    const int64_t blocks = (in.end - first + s.rows() - 1) / s.rows();
+    const int64_t all = (in.end - first + CHUNK - 1) / CHUNK, chunks = (all + blocks - 1) / blocks;
+    const int64_t left = std::min(in.end - first, chunks * CHUNK);
+    for (int64_t r = 0; r < left; r += TILE) {
       gather_values(in, first + r, std::min<int64_t>(left - r, TILE), s.values.data());
       encode(c, s.values.data(), s.codes_of(r / CHUNK, c.n) + r % CHUNK);
     }
@@ -633,6 +636,7 @@ INLINE void explain_rows(const Columns &c, const Terms &t, const Groups &g, cons
         store(in, out, o, first + chunk * CHUNK, std::min<int64_t>(left - chunk * CHUNK, CHUNK),
               s.sums_of(chunk, in.features));
     }
+    first += left;
   }
 }
 
