@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from batch_explain.events import Observer
     from batch_explain.results import Run
 
+_PATIENCE = 7.0  # seconds between a signal and a forced end
+_STOPPED = (
+    "The run was stopped. What is done is kept: go on with the same command and --resume, or start anew with "
+    "--overwrite."
+)
 _TRACEBACK_VARIABLE = "BATCH_EXPLAIN_TRACEBACK"
 
 
@@ -65,6 +71,8 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--dtype", metavar="float64|float32", help="How importances are stored (default: float64).")
 @click.option("--compression", metavar="NAME", help="snappy (default), zstd or none.")
 @click.option("--overwrite", is_flag=True, default=None, help="Remove the earlier run in the output first.")
+@click.option("--resume", is_flag=True, default=None, help="Continue the run that was stopped in the output.")
+@click.option("--task-timeout", metavar="TIME", help="Longest time for one task, such as 10m (default: none).")
 @click.option("--config", metavar="FILE", help="TOML file with any of these options; the command line wins.")
 @_output_options
 def run(config: str | None, **given: Any) -> None:
@@ -168,17 +176,14 @@ def _observers(quiet: bool, log_format: str) -> Iterator[list["Observer"]]:
 
 def _guarded(work: Callable[[], "Run"]) -> "Run":
     """Do the work; end with one paragraph and the exit code of the error's kind, never with a traceback."""
-    previous = signal.signal(signal.SIGTERM, _as_interrupt)
+    watch = _StopWatch()
+    previous = {name: signal.signal(name, watch.stop) for name in (signal.SIGTERM, signal.SIGINT)}
     try:
         return work()
     except BatchExplainError as error:
         _fail(error)
     except KeyboardInterrupt:
-        _fail(
-            InterruptedRunError(
-                "The run was stopped before its end: there is no _SUCCESS. Start it again with --overwrite."
-            )
-        )
+        _fail(InterruptedRunError(_STOPPED))
     except Exception as error:
         if os.environ.get(_TRACEBACK_VARIABLE):
             raise
@@ -188,11 +193,42 @@ def _guarded(work: Callable[[], "Run"]) -> "Run":
         )
         sys.exit(1)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        watch.end()
+        for name, handler in previous.items():
+            signal.signal(name, handler)
 
 
-def _as_interrupt(_signal: int, _frame: Any) -> None:
-    raise KeyboardInterrupt
+class _StopWatch:
+    """Turns SIGINT and SIGTERM into a KeyboardInterrupt, and ends the process where that takes too long.
+
+    A task may be in a library's code for minutes, and a cluster that is being closed waits for its tasks. Whatever is
+    half-written then has no final name.
+    """
+
+    def __init__(self) -> None:
+        self._timer: threading.Timer | None = None
+
+    def stop(self, _signal: int, _frame: Any) -> None:
+        if self._timer is not None:  # asked again, while it is stopping
+            return
+        self._timer = threading.Timer(_PATIENCE, self._force)
+        self._timer.daemon = True
+        self._timer.start()
+        raise KeyboardInterrupt
+
+    def end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _force(self) -> None:
+        import psutil
+
+        _say(_STOPPED)
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process().children(recursive=True):  # our worker processes
+                with contextlib.suppress(psutil.Error):
+                    child.kill()
+        os._exit(InterruptedRunError.exit_code)
 
 
 def _fail(error: BatchExplainError) -> NoReturn:

@@ -28,6 +28,14 @@ class RunPlanned:
 
 
 @dataclass(frozen=True)
+class RunResumed:
+    """A stopped run goes on: so many partitions and rows are done already."""
+
+    partitions: int
+    rows: int
+
+
+@dataclass(frozen=True)
 class WorkersReady:
     """Tasks can start; ``dashboard`` is the Dask dashboard's address, or None where there is none."""
 
@@ -54,7 +62,7 @@ class RunFinished:
     output: str
 
 
-Event = ArtifactsLoaded | RunPlanned | WorkersReady | PartitionDone | RunFinished
+Event = ArtifactsLoaded | RunPlanned | RunResumed | WorkersReady | PartitionDone | RunFinished
 Observer = Callable[[Event], None]
 
 
@@ -89,6 +97,8 @@ class PlainLog:
                 self._say(
                     f"{event.rows:,} rows in {event.files:,} files, {event.partitions:,} partitions -> {event.output}"
                 )
+            case RunResumed():
+                self._say(f"resumed: {event.partitions:,} partitions with {event.rows:,} rows are done already")
             case WorkersReady():
                 where = f", dashboard {event.dashboard}" if event.dashboard else ""
                 self._say(f"{event.workers} workers ({event.scheduler}){where}")
@@ -135,6 +145,9 @@ class ProgressBar:
                     markup=False,
                 )
                 self._task = self._bar.add_task("explaining", total=event.rows, rate="")
+            case RunResumed():
+                self._plain.print(f"resumed: {event.rows:,} rows are done already", markup=False)
+                self._bar.update(self._task, completed=event.rows)
             case WorkersReady():
                 if event.dashboard:
                     self._plain.print(f"Dask dashboard: {event.dashboard}", markup=False)
@@ -155,6 +168,7 @@ class _Progress:
     def __init__(self) -> None:
         self.total = 0
         self.done = 0
+        self._resumed = 0
         self._start = time.monotonic()
 
     def update(self, event: Event) -> None:
@@ -162,13 +176,15 @@ class _Progress:
             self.total = event.rows
         elif isinstance(event, WorkersReady):
             self._start = time.monotonic()
+        elif isinstance(event, RunResumed):
+            self.done = self._resumed = event.rows
         elif isinstance(event, PartitionDone):
             self.done += event.rows
 
     @property
     def rate(self) -> float:
         """Rows a second since the workers were ready."""
-        return self.done / max(time.monotonic() - self._start, 1e-9)
+        return (self.done - self._resumed) / max(time.monotonic() - self._start, 1e-9)
 
     @property
     def is_complete(self) -> bool:

@@ -19,6 +19,7 @@ DEFAULT_TABLE_MEMORY = 400_000_000  # bytes
 _UNITS = {"": 1, "B": 1, **{f"{p}B": 1000 ** (i + 1) for i, p in enumerate("KMGT")}} | {
     f"{p}IB": 1024 ** (i + 1) for i, p in enumerate("KMGT")
 }
+_TIMES = {"": 1, "s": 1, "m": 60, "h": 3600}
 _SMALLEST_TABLES = 1_000_000  # bytes
 
 
@@ -60,8 +61,12 @@ class RunOptions:
         ``float64`` or ``float32``: how importances are stored (they are always computed in float64).
     compression : str
         ``snappy``, ``zstd`` or ``none``.
+    task_timeout : float or None
+        Seconds that one task may take; None: no limit.
     overwrite : bool
         Remove the run that is in ``output`` first.
+    resume : bool
+        Continue the run that is in ``output``; begin anew where there is none.
 
     Raises
     ------
@@ -86,7 +91,9 @@ class RunOptions:
     check: str = "sample"
     dtype: str = "float64"
     compression: str = "snappy"
+    task_timeout: float | None = None
     overwrite: bool = False
+    resume: bool = False
 
     @classmethod
     def create(cls, **values: Any) -> "RunOptions":
@@ -110,6 +117,8 @@ class RunOptions:
                 values[name] = _positive(name, values[name])
             elif name in ("partition_rows", "batch_rows"):
                 values.pop(name, None)
+        if values.get("task_timeout") is not None:
+            values["task_timeout"] = _seconds("task_timeout", values["task_timeout"])
         if values.get("table_memory") is None:
             values.pop("table_memory", None)
         else:
@@ -120,8 +129,13 @@ class RunOptions:
         _one_of("check", self.check, ("sample", "all"))
         _one_of("dtype", self.dtype, ("float64", "float32"))
         _one_of("compression", self.compression, ("snappy", "zstd", "none"))
-        if not isinstance(self.overwrite, bool):
-            raise OptionError(f"overwrite is {self.overwrite!r}. Use true or false.")
+        for name in ("overwrite", "resume"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"{name} is {getattr(self, name)!r}. Use true or false.")
+        if self.overwrite and self.resume:
+            raise OptionError(
+                "--overwrite removes the run that is in the output, and --resume continues it. Pass one of the two."
+            )
         if not (self.scheduler in SCHEDULERS or str(self.scheduler).startswith(("tcp://", "tls://"))):
             raise OptionError(
                 f"--scheduler is '{self.scheduler}'. Use processes, threads, sync, or the address of a running "
@@ -211,6 +225,16 @@ def _size(name: str, value: Any) -> int:
     if size < _SMALLEST_TABLES:
         raise OptionError(f"{option} is '{value}'. Use at least 1MB.")
     return size
+
+
+def _seconds(name: str, value: Any) -> float:
+    """Seconds of a time such as ``90``, ``90s``, ``10m`` or ``2h``."""
+    option = "--" + name.replace("_", "-")
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", str(value))
+    seconds = float(found[1]) * _TIMES[found[2]] if found else 0.0
+    if not seconds:
+        raise OptionError(f"{option} is '{value}'. Use a time such as 90s, 10m or 2h.")
+    return seconds
 
 
 def _positive(name: str, value: Any) -> int:

@@ -120,7 +120,7 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     """
     location = Location(os.fspath(path))
     success = location.join("_SUCCESS")
-    if not success.exists():
+    if not is_finished(location):
         state = "an unfinished run" if location.join("_run/plan.json").exists() else "no run"
         raise OptionError(
             f"There is {state} in {location}: it has no _SUCCESS. Pass the output folder of a finished run."
@@ -133,3 +133,8 @@ def open_run(path: str | os.PathLike[str]) -> Run:
             "Restore it, or run again."
         )
     return Run(location, json.loads(place.read_bytes()))
+
+
+def is_finished(output: Location) -> bool:
+    """Whether the run in a folder has ended well."""
+    return output.join("_SUCCESS").exists()

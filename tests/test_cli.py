@@ -1,11 +1,8 @@
 """The command line: a run's table, logs, configuration, exit codes, and what an interrupt leaves."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -83,34 +80,6 @@ def test_configuration_file_and_precedence(engineered: Engineered, tmp_path: Pat
     info = bx.open_run(tmp_path / "out").info
     assert info["rows"]["explained"] == 20
     assert info["partitions"] == 4
-
-
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("scheduler", ["sync", "processes"])
-def test_a_signal_stops_the_run_with_exit_5(
-    stop: signal.Signals, scheduler: str, engineered: Engineered, tmp_path: Path
-) -> None:
-    (tmp_path / "rows").mkdir()
-    for number in range(200):
-        engineered.frame.to_parquet(tmp_path / f"rows/{number:03d}.parquet")
-    arguments = ["run", "--input", tmp_path / "rows", "--explainer", engineered.explainer, "--output", tmp_path / "out"]
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments), "--scheduler", scheduler, "--workers", "2"],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=dict(os.environ),
-    )
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "out").glob("_run/receipts/*.json")):
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr and process.stderr.read()
-        time.sleep(0.05)
-    process.send_signal(stop)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 5, errors
-    assert "Traceback" not in errors
-    assert "stopped before its end" in errors.splitlines()[-1]
-    assert not (tmp_path / "out/_SUCCESS").exists()
 
 
 def test_a_bug_is_one_paragraph_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,11 @@ import functools
 import itertools
 import logging
 import os
+import signal
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
@@ -24,9 +26,16 @@ from batch_explain.storage.receipts import Receipt
 _WINDOW = 4  # tasks submitted ahead, for each worker
 _CONNECT_SECONDS = 20
 _POLL_SECONDS, _DESERTED_POLLS = 10, 5
+# Times that the scheduler gives up one task before this program does: each time, some four workers (Dask's
+# allowed-failures) have died that had it, running or waiting.
+_DEATHS = 3
 _SILENT = logging.CRITICAL + 1  # distributed logs a connection that is lost on the way out as critical
 # native libraries stay on one thread: the engine owns the cores
 _WORKER_ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+class KilledWorkerError(Exception):
+    """The scheduler gave up a task, because several workers died while they had it."""
 
 
 class Executor(ABC):
@@ -98,6 +107,7 @@ class ThreadExecutor(Executor):
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._context.stopping.set()  # running tasks end at their next batch
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def load(self) -> None:
@@ -136,7 +146,7 @@ class ClusterExecutor(Executor):
         with contextlib.ExitStack() as stack:
             if self._address is None:
                 stack.enter_context(_quiet_distributed())
-                with _environment(_WORKER_ENVIRONMENT), _starting():
+                with _environment(_WORKER_ENVIRONMENT), _deaf_to_interrupts(), _starting():
                     cluster = LocalCluster(
                         n_workers=self.workers,
                         threads_per_worker=1,
@@ -178,16 +188,24 @@ class ClusterExecutor(Executor):
         return tuple(sorted(self._plan.artifacts.items()))
 
     def run(self, partitions: Sequence[Partition]) -> Iterator[Receipt]:
-        """See :class:`Executor`."""
-        submit = functools.partial(self._submit, self._plan.digest)
+        """See :class:`Executor`; a task whose worker dies is tried again, but not for ever."""
+        digest = self._plan.digest
         waiting = iter(partitions)
-        running = {submit(partition) for partition in itertools.islice(waiting, self.workers * _WINDOW)}
+        deaths: Counter[int] = Counter()
+        running = {self._submit(digest, part): part for part in itertools.islice(waiting, self.workers * _WINDOW)}
         while running:
-            done = self._guard(functools.partial(self._finished, running))
-            running -= done
-            for future in done:
-                yield self._guard(future.result)
-                running |= {submit(partition) for partition in itertools.islice(waiting, 1)}
+            for future in self._guard(functools.partial(self._finished, set(running))):
+                partition = running.pop(future)
+                try:
+                    receipt = self._guard(future.result)
+                except KilledWorkerError as error:
+                    deaths[partition.index] += 1
+                    if deaths[partition.index] >= _DEATHS:
+                        raise _poisonous(partition) from error
+                    running[self._submit(digest, partition, deaths[partition.index])] = partition
+                    continue
+                yield receipt
+                running |= {self._submit(digest, part): part for part in itertools.islice(waiting, 1)}
 
     def _finished(self, running: set[Any]) -> set[Any]:
         """Wait for any task; give up when the cluster has had no workers for a while."""
@@ -200,9 +218,7 @@ class ClusterExecutor(Executor):
                 return found
             deserted = 0 if self._client.nthreads() else deserted + 1
             if deserted > _DESERTED_POLLS:
-                raise InterruptedRunError(
-                    "The Dask cluster has no workers left. Start some, and start the run again with --overwrite."
-                )
+                raise InterruptedRunError("The Dask cluster has no workers left. Start some, and go on with --resume.")
 
     def _guard(self, call: Callable[[], Any]) -> Any:
         """Call, and say what to do where the cluster itself fails."""
@@ -211,21 +227,22 @@ class ClusterExecutor(Executor):
         except BatchExplainError:
             raise
         except Exception as error:
+            if type(error).__name__ == "KilledWorker":
+                raise KilledWorkerError from error
             if not _is_cluster_error(error):
                 raise
             raise InterruptedRunError(
-                f"The Dask cluster lost a task: {type(error).__name__}: {_first_line(error)}. A worker died (often for "
-                "want of memory), lacks this package or its version, or the scheduler is gone: use fewer --workers or "
-                "smaller --batch-rows, and start the run again with --overwrite."
+                f"The Dask cluster lost a task: {type(error).__name__}: {_first_line(error)}. A worker lacks this "
+                "package or its version, or the scheduler is gone: look after the cluster, and go on with --resume."
             ) from error
 
-    def _submit(self, digest: str, partition: Partition) -> Any:
+    def _submit(self, digest: str, partition: Partition, deaths: int = 0) -> Any:
         return self._client.submit(
             run_on_worker,
             self._plan.options,
             digest,
             partition.index,
-            key=f"explain-{digest[:16]}-{partition.index}",
+            key=f"explain-{digest[:16]}-{partition.index}-{deaths}",
             pure=False,
         )
 
@@ -307,6 +324,19 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Child processes ignore SIGINT: a terminal's Ctrl-C goes to all of them, and it is for this one to stop them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+@contextlib.contextmanager
 def _starting() -> Iterator[None]:
     try:
         yield
@@ -327,6 +357,15 @@ def _quiet_distributed() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _poisonous(partition: Partition) -> InterruptedRunError:
+    return InterruptedRunError(
+        f"Rows {partition.start} to {partition.stop} of {partition.file.path} (partition {partition.index}) kill every "
+        "worker that takes them, for want of memory or by a crash of the model's libraries. Give workers more memory, "
+        "use smaller --batch-rows with --overwrite, or explain these rows alone with --scheduler sync to see it. "
+        "What is done is kept for --resume."
+    )
 
 
 def _unreachable(address: str, error: BaseException) -> OptionError:

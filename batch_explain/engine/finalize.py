@@ -1,7 +1,5 @@
 """Closing a run: all receipts there, rows in = rows out, summaries merged in partition order, then ``_SUCCESS``."""
 
-import platform
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -10,21 +8,18 @@ import pyarrow.parquet as pq
 
 import batch_explain
 from batch_explain.engine.artifacts import Artifacts
-from batch_explain.engine.plan import Plan, map_digest
+from batch_explain.engine.plan import Plan, map_digest, versions
 from batch_explain.engine.task import ADDITIVITY_TOLERANCE, peak_rss_bytes, read_partial
 from batch_explain.errors import IntegrityError, mask_secrets
 from batch_explain.storage.atomic import FileRecord, NewFile, sha256_of, write_json
+from batch_explain.storage.attempts import forget_attempts
 from batch_explain.storage.filesystems import Location
-from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE
+from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE, remove_temporary
 from batch_explain.storage.receipts import Receipt, read_receipt, receipt_path
 from batch_explain.summary import fidelity
 from batch_explain.summary.moments import Moments, summary_table
 
 VERSION = 1
-_PACKAGES = (
-    "numpy", "pandas", "pyarrow", "scipy", "scikit-learn", "lightgbm", "dask", "distributed", "fsspec", "shap",
-    "interpret-community", "azureml-interpret", "azureml-train-automl-runtime",
-)  # fmt: skip
 
 
 def finalize(plan: Plan, artifacts: Artifacts, timings: dict[str, float]) -> dict[str, Any]:
@@ -48,6 +43,8 @@ def finalize(plan: Plan, artifacts: Artifacts, timings: dict[str, float]) -> dic
         If a receipt is missing, or rows in are not rows explained.
     """
     output = Location(plan.options.output)
+    forget_attempts(output)
+    remove_temporary(output)
     receipts = [_receipt(output, plan, partition.index) for partition in plan.partitions]
     _count_rows(plan, receipts)
     files = [record for receipt in receipts for record in receipt.files]
@@ -56,7 +53,7 @@ def finalize(plan: Plan, artifacts: Artifacts, timings: dict[str, float]) -> dic
     files += [_record(output, path) for path in (PLAN_FILE, RUN_ID_FILE)]
     if artifacts.explainer.feature_map is not None:
         files.append(_write_feature_map(output, artifacts))
-    files += _write_summaries(plan, artifacts, output)
+    files += _write_summaries(plan, artifacts, output, receipts)
     content = _run_json(plan, artifacts, receipts, timings, files)
     record = write_json(output, "run.json", content)
     write_json(output, "_SUCCESS", {"run.json": record.sha256})
@@ -66,9 +63,7 @@ def finalize(plan: Plan, artifacts: Artifacts, timings: dict[str, float]) -> dic
 def _receipt(output: Location, plan: Plan, index: int) -> Receipt:
     receipt = read_receipt(output, index)
     if receipt is None or receipt.run_id != plan.run_id:
-        raise IntegrityError(
-            f"Partition {index} has no receipt: it was not finished. Start the run again with --overwrite."
-        )
+        raise IntegrityError(f"Partition {index} has no receipt: it was not finished. Go on with --resume.")
     return receipt
 
 
@@ -112,14 +107,14 @@ def _write_table(output: Location, path: str, table: pa.Table) -> FileRecord:
     return file.commit()
 
 
-def _write_summaries(plan: Plan, artifacts: Artifacts, output: Location) -> list[FileRecord]:
+def _write_summaries(plan: Plan, artifacts: Artifacts, output: Location, receipts: list[Receipt]) -> list[FileRecord]:
     explainer = artifacts.explainer
     names = {"engineered": list(explainer.engineered_features), "raw": list(explainer.raw_features or ())}
     sizes = {"engineered": len(explainer.used), "raw": len(names["raw"])}
     levels = [level for level in plan.levels if level == "engineered" or explainer.feature_map is not None]
     merged = {level: Moments.empty(explainer.n_outputs, sizes[level]) for level in levels}
-    for partition in plan.partitions:
-        partial = read_partial(output, partition.index)
+    for receipt in receipts:
+        partial = read_partial(output, receipt)
         for level in levels:
             if level in partial:
                 merged[level] = merged[level].merge(partial[level])
@@ -208,7 +203,7 @@ def _run_json(
         "rows_per_second": round(plan.rows / explaining, 1) if explaining else None,
         "peak_rss_bytes": max((peak for peak in peaks if peak is not None), default=None),
         "worker_processes": len({(r.worker["host"], r.worker["pid"]) for r in receipts}),
-        "versions": _versions(),
+        "versions": versions(),
         "files": [{"path": f.path, "bytes": f.bytes, "sha256": f.sha256} for f in files],
     }  # fmt: skip
 
@@ -236,13 +231,3 @@ def _unmapped(artifacts: Artifacts) -> list[str]:
 
 def _plain(label: Any) -> Any:
     return label if isinstance(label, bool | int | float | str) or label is None else str(label)
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

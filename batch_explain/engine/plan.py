@@ -5,9 +5,11 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import platform
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE
 from batch_explain.storage.tables import TableSpec, importance_folder
 
-VERSION = 2
+VERSION = 3
 
 # Features that no tree splits on are written as columns of zeros while there are at most so many of them: the table's
 # schema then stays the same when a retrained surrogate uses others. Beyond it they are only named in run.json.
@@ -31,6 +33,11 @@ MAX_ZERO_COLUMNS = 1_000
 
 # A batch is made smaller than --batch-rows where its importances would take more memory than this.
 MAX_BATCH_BYTES = 256 << 20
+
+_PACKAGES = (
+    "batch-explain", "numpy", "pandas", "pyarrow", "scipy", "scikit-learn", "lightgbm", "dask", "distributed",
+    "fsspec", "shap", "interpret-community", "azureml-interpret", "azureml-train-automl-runtime",
+)  # fmt: skip
 
 _STORED = {"float64": pa.float64(), "float32": pa.float32()}
 
@@ -82,6 +89,8 @@ class Plan:
         ``model`` and ``explainer`` -> SHA-256.
     decisions : tuple of str
         What was decided on the user's behalf.
+    versions : dict
+        Of Python and the packages that values and bytes depend on.
     """
 
     options: RunOptions
@@ -99,6 +108,7 @@ class Plan:
     run_id: str
     artifacts: dict[str, str]
     decisions: tuple[str, ...]
+    versions: dict[str, str]
 
     @property
     def rows(self) -> int:
@@ -126,6 +136,7 @@ class Plan:
             "options": options,
             "artifacts": self.artifacts,
             "decisions": list(self.decisions),
+            "versions": self.versions,
             "levels": list(self.levels),
             "ids": list(self.ids),
             "model_columns": list(self.model_columns),
@@ -212,6 +223,7 @@ class Plan:
             run_id=content["run_id"],
             artifacts=content["artifacts"],
             decisions=tuple(content["decisions"]),
+            versions=content["versions"],
         )
 
     @property
@@ -230,7 +242,13 @@ def write_plan(plan: Plan) -> None:
 
 def read_plan(options: RunOptions) -> Plan:
     """Read the plan of the run in ``options.output``."""
-    return Plan.from_json(json.loads(Location(options.output).join(PLAN_FILE).read_bytes()), options)
+    return Plan.from_json(read_plan_json(Location(options.output)), options)
+
+
+def read_plan_json(output: Location) -> dict[str, Any]:
+    """Read the stored form of the plan of the run in a folder."""
+    content: dict[str, Any] = json.loads(output.join(PLAN_FILE).read_bytes())
+    return content
 
 
 def make_plan(
@@ -296,6 +314,7 @@ def make_plan(
         run_id=uuid.uuid4().hex,
         artifacts={} if prediction is None else artifact_digests(options),
         decisions=tuple(decisions),
+        versions=versions(),
     )
 
 
@@ -403,6 +422,17 @@ def _refuse_collisions(ids: list[pa.Field], names: Sequence[str], level: str) ->
             f"The {level} table would have two columns named {some_of(repeated)}: the explainer's feature names "
             f"repeat. Leave '{level}' out of --outputs, or make the explainer with distinct names."
         )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that values and bytes depend on."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def map_digest(weights: Any) -> str | None:

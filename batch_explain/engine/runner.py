@@ -13,6 +13,7 @@ from batch_explain.engine.artifacts import Artifacts, name_outputs
 from batch_explain.engine.executors import executor_for
 from batch_explain.engine.finalize import finalize
 from batch_explain.engine.plan import Partition, Plan, make_plan, write_plan
+from batch_explain.engine.resume import finished, resumed
 from batch_explain.engine.task import Context, explain_rows
 from batch_explain.errors import InputError, InterruptedRunError
 from batch_explain.events import (
@@ -22,10 +23,12 @@ from batch_explain.events import (
     PartitionDone,
     RunFinished,
     RunPlanned,
+    RunResumed,
     WorkersReady,
 )
 from batch_explain.options import RunOptions
-from batch_explain.results import Run, open_run
+from batch_explain.results import Run, is_finished, open_run
+from batch_explain.storage.attempts import forget_attempts
 from batch_explain.storage.dataset import InputFile, discover
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import claim_output
@@ -77,29 +80,41 @@ def run(options: RunOptions, observers: Sequence[Observer] = ()) -> Run:
     model = artifacts.teacher.kind if artifacts.teacher is not None else "no model"
     emit(ArtifactsLoaded(loaded - started, artifacts.explainer.description, model))
     plan, artifacts = plan_run(options, files, artifacts)
+    if claim.resumes:
+        plan = resumed(plan)
     planned = time.perf_counter()
     emit(RunPlanned(len(files), plan.rows, len(plan.partitions), str(output)))
-    # the engine owns the cores; OpenMP is held to one thread where tasks run, because its limit is a thread's own
-    with threadpool_limits(1, user_api="blas"), executor_for(Context(plan, artifacts)) as executor:
-        executor.load()
-        # only now, with the workers ready, is anything written or an earlier run removed
-        claim.take()
+    if claim.resumes and is_finished(output):
+        emit(RunFinished(plan.rows, time.perf_counter() - started, str(output)))
+        return open_run(options.output)
+    with contextlib.ExitStack() as stack:
+        # the engine owns the cores; OpenMP is held to one thread where tasks run, because its limit is a thread's own
+        with threadpool_limits(1, user_api="blas"), executor_for(Context(plan, artifacts)) as executor:
+            executor.load()
+            # only now, with the workers ready, is anything written or an earlier run removed
+            lock = stack.enter_context(claim.take())
+            with _storage_errors(output):
+                done = finished(plan) if claim.resumes else []
+                forget_attempts(output)
+                write_plan(plan)
+            if claim.resumes:
+                emit(RunResumed(len(done), sum(receipt.rows_explained for receipt in done)))
+            ready = time.perf_counter()
+            emit(WorkersReady(options.scheduler, executor.workers, executor.dashboard))
+            have = {receipt.index for receipt in done}
+            for receipt in executor.run([part for part in plan.partitions if part.index not in have]):
+                emit(PartitionDone(receipt.index, receipt.rows_explained, receipt.worker["seconds"]))
+                lock.check()
+            explained = time.perf_counter()
+        timings = {
+            "load": loaded - started,
+            "plan": planned - loaded,
+            "start_workers": ready - planned,
+            "explain": explained - ready,
+        }
         with _storage_errors(output):
-            write_plan(plan)
-        ready = time.perf_counter()
-        emit(WorkersReady(options.scheduler, executor.workers, executor.dashboard))
-        for receipt in executor.run(plan.partitions):
-            emit(PartitionDone(receipt.index, receipt.rows_explained, receipt.worker["seconds"]))
-        explained = time.perf_counter()
-    timings = {
-        "load": loaded - started,
-        "plan": planned - loaded,
-        "start_workers": ready - planned,
-        "explain": explained - ready,
-    }
-    with _storage_errors(output):
-        finalize(plan, artifacts, timings)
-    emit(RunFinished(plan.rows, time.perf_counter() - started, str(output)))
+            finalize(plan, artifacts, timings)
+        emit(RunFinished(plan.rows, time.perf_counter() - started, str(output)))
     return open_run(options.output)
 
 
@@ -109,8 +124,7 @@ def _storage_errors(output: Location) -> Iterator[None]:
         yield
     except OSError as error:
         raise InterruptedRunError(
-            f"The run's own files could not be written: {error}. Check {output} and start the run again with "
-            "--overwrite."
+            f"The run's own files could not be written or read: {error}. Check {output}, and go on with --resume."
         ) from error
 
 

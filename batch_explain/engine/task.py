@@ -3,11 +3,14 @@
 import contextlib
 import ctypes
 import functools
+import hashlib
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,11 +23,12 @@ from batch_explain.engine.artifacts import Artifacts, Batch
 from batch_explain.engine.plan import Partition, Plan
 from batch_explain.errors import BadDataError, BatchExplainError, IntegrityError, InterruptedRunError
 from batch_explain.storage.atomic import FileRecord, NewFile
+from batch_explain.storage.attempts import attempt
 from batch_explain.storage.dataset import read_batches
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import RUN_ID_FILE
-from batch_explain.storage.receipts import Receipt, write_receipt
-from batch_explain.storage.tables import PartWriter, part_name
+from batch_explain.storage.receipts import Receipt, partial_path, valid_receipt, write_receipt
+from batch_explain.storage.tables import PartWriter
 from batch_explain.summary import fidelity
 from batch_explain.summary.moments import Moments
 from batch_explain.teachers.columns import BadValueError
@@ -37,11 +41,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 @dataclass(frozen=True)
 class Context:
-    """What a worker process holds: the plan and the loaded artifacts."""
+    """What a worker process holds: the plan, the loaded artifacts, and a flag that has its tasks stop."""
 
     plan: Plan
     artifacts: Artifacts
     loaded_at: float = field(default_factory=time.time)
+    stopping: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass
@@ -60,6 +65,8 @@ class _Tally:
 def run_partition(context: Context, partition: Partition) -> Receipt:
     """Explain one partition and write its parts, its partial summary and, last, its receipt.
 
+    Where a valid receipt is there already (of an attempt whose answer was lost), that is the answer.
+
     Raises
     ------
     BadDataError
@@ -67,62 +74,104 @@ def run_partition(context: Context, partition: Partition) -> Receipt:
     IntegrityError
         If importances do not add up to the margin.
     InterruptedRunError
-        If reading or writing fails.
+        If reading or writing fails, or it takes longer than ``--task-timeout``.
     """
+    plan = context.plan
+    output = Location(plan.options.output)
+    try:
+        if (done := valid_receipt(output, partition.index, plan.run_id)) is not None:
+            return done
+        _still_ours(output, plan)
+        with attempt(output, partition.index):
+            return _within(plan.options.task_timeout, partition, lambda: _work(context, partition, output))
+    except (OSError, MemoryError) as error:
+        raise InterruptedRunError(
+            f"{_rows_of(partition)} could not be finished: {type(error).__name__}: {error}. Free space or memory, "
+            f"check {output}, and go on with --resume."
+        ) from error
+
+
+def _work(context: Context, partition: Partition, output: Location) -> Receipt:
     started = time.perf_counter()
     _keep_freed_memory()
     plan = context.plan
-    output = Location(plan.options.output)
     tally = _Tally()
     tables = [spec for specs in plan.tables.values() for spec in specs]
-    try:
-        with (
-            _native_libraries(len(sys.modules)).limit(limits=1, user_api="openmp"),
-            PartWriter(output, tables, partition.index, plan.options.pyarrow_compression) as writer,
-        ):
-            for table, first in _batches(plan, partition):
-                tally.read += table.num_rows
-                batch = _explain(context, table, partition, first)
-                _count(tally, context, batch, partition, first)
-                _write(writer, plan, table, batch, partition, first)
-            if tally.rows != partition.rows:
-                raise IntegrityError(
-                    f"Rows {partition.start} to {partition.stop} of {partition.file.path} gave {tally.rows} rows "
-                    f"instead of {partition.rows}. The file was changed during the run: start the run again."
-                )
-            _still_ours(output, plan)
-            files = writer.commit()
-            partial = _write_partial(output, partition.index, tally)
-            receipt = Receipt(
-                index=partition.index,
-                run_id=plan.run_id,
-                rows_in=tally.read,
-                rows_explained=tally.rows,
-                files=tuple(files),
-                partial=partial,
-                statistics={
-                    "fidelity": fidelity.to_json(tally.followed),
-                    "additivity_residual": tally.residual,
-                    "additivity_rows": tally.checked,
-                    "imputed": tally.imputed,
-                },
-                worker={
-                    "host": platform.node(),
-                    "pid": os.getpid(),
-                    "treeshap": context.artifacts.explainer.treeshap,
-                    "artifacts_loaded_at": context.loaded_at,
-                    "seconds": round(time.perf_counter() - started, 4),
-                    "peak_rss_bytes": peak_rss_bytes(),
-                },
+    with (
+        _native_libraries(len(sys.modules)).limit(limits=1, user_api="openmp"),
+        PartWriter(output, tables, partition.index, plan.options.pyarrow_compression) as writer,
+    ):
+        for table, first in _batches(plan, partition):
+            if context.stopping.is_set():
+                raise InterruptedRunError(f"{_rows_of(partition)} were given up, because the run stops.")
+            tally.read += table.num_rows
+            batch = _explain(context, table, partition, first)
+            _count(tally, context, batch, partition, first)
+            _write(writer, plan, table, batch, partition, first)
+        if tally.rows != partition.rows:
+            raise IntegrityError(
+                f"{_rows_of(partition)} gave {tally.rows} rows instead of {partition.rows}. The file was changed "
+                "during the run: start the run again with --overwrite."
             )
-            write_receipt(output, receipt)
-    except (OSError, MemoryError) as error:
-        raise InterruptedRunError(
-            f"Rows {partition.start} to {partition.stop} of {partition.file.path} could not be finished: "
-            f"{type(error).__name__}: {error}. Free space or memory, check {output}, and start the run again with "
-            "--overwrite."
-        ) from error
+        _still_ours(output, plan)
+        files = writer.commit()
+        partial = _write_partial(output, partition.index, tally)
+        receipt = Receipt(
+            index=partition.index,
+            run_id=plan.run_id,
+            rows_in=tally.read,
+            rows_explained=tally.rows,
+            files=tuple(files),
+            partial=partial,
+            statistics={
+                "fidelity": fidelity.to_json(tally.followed),
+                "additivity_residual": tally.residual,
+                "additivity_rows": tally.checked,
+                "imputed": tally.imputed,
+            },
+            worker={
+                "host": platform.node(),
+                "pid": os.getpid(),
+                "treeshap": context.artifacts.explainer.treeshap,
+                "artifacts_loaded_at": context.loaded_at,
+                "seconds": round(time.perf_counter() - started, 4),
+                "peak_rss_bytes": peak_rss_bytes(),
+            },
+        )
+        # another attempt may have come first: its receipt is as good, and may be listed in run.json already
+        if (done := valid_receipt(output, partition.index, plan.run_id)) is not None:
+            return done
+        write_receipt(output, receipt)
     return receipt
+
+
+def _rows_of(partition: Partition) -> str:
+    return f"Rows {partition.start} to {partition.stop} of {partition.file.path} (partition {partition.index})"
+
+
+def _within(seconds: float | None, partition: Partition, work: Callable[[], Receipt]) -> Receipt:
+    """Do the work, and give up on it after so many seconds."""
+    if seconds is None:
+        return work()
+    answer: futures.Future[Receipt] = futures.Future()
+
+    def do() -> None:
+        try:
+            answer.set_result(work())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    # a daemon: a task that hangs for ever must not keep the process
+    threading.Thread(target=do, name=f"partition {partition.index}", daemon=True).start()
+    try:
+        return answer.result(seconds)
+    except futures.TimeoutError:
+        if answer.done():
+            raise
+        raise InterruptedRunError(
+            f"{_rows_of(partition)} took longer than --task-timeout ({seconds:g} s). Look whether storage or the model "
+            "hangs on them, and go on with --resume, with a longer --task-timeout if it was only slow."
+        ) from None
 
 
 @functools.lru_cache(maxsize=1)
@@ -322,7 +371,7 @@ def _write_partial(output: Location, index: int, tally: _Tally) -> FileRecord:
             pieces.append(moments.to_table())
             shapes[level] = "x".join(map(str, moments.mean.shape))
     table = pa.concat_tables(pieces) if pieces else pa.table({"count": pa.array([], pa.int64())})
-    file = NewFile(output, f"_run/partials/{part_name(index)}.parquet")
+    file = NewFile(output, partial_path(index))
     try:
         pq.write_table(table.replace_schema_metadata(shapes), file.stream, use_dictionary=False)
     except BaseException:
@@ -331,10 +380,21 @@ def _write_partial(output: Location, index: int, tally: _Tally) -> FileRecord:
     return file.commit()
 
 
-def read_partial(output: Location, index: int) -> dict[str, Moments]:
-    """Read a partition's partial summary: level -> moments; empty for a partition without rows."""
-    with output.join(f"_run/partials/{part_name(index)}.parquet").open() as stream:
-        table = pq.read_table(stream)
+def read_partial(output: Location, receipt: Receipt) -> dict[str, Moments]:
+    """Read a partition's partial summary: level -> moments; empty for a partition without rows.
+
+    Raises
+    ------
+    IntegrityError
+        If it is not the file that the receipt names.
+    """
+    content = output.join(receipt.partial.path).read_bytes()
+    if hashlib.sha256(content).hexdigest() != receipt.partial.sha256:
+        raise IntegrityError(
+            f"{output.join(receipt.partial.path)} is not what its receipt says: it was damaged. Remove it, and go on "
+            "with --resume: its partition is then done again."
+        )
+    table = pq.read_table(pa.BufferReader(content))
     moments, start = {}, 0
     shapes = table.schema.metadata or {}
     for level in _LEVELS:

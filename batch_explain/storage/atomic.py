@@ -100,6 +100,8 @@ class NewFile:
         The run's folder.
     path : str
         Where the file will be, relative to ``root``.
+    durable : bool
+        Whether it must outlive a loss of power.
 
     Attributes
     ----------
@@ -107,9 +109,10 @@ class NewFile:
         To write to, from the beginning to the end.
     """
 
-    def __init__(self, root: Location, path: str) -> None:
+    def __init__(self, root: Location, path: str, *, durable: bool = True) -> None:
         self._target = root.join(path)
         self._path = path
+        self._durable = durable
         if self._target.is_local:
             folder = os.path.dirname(self._target.path)
             os.makedirs(folder, exist_ok=True)
@@ -124,12 +127,14 @@ class NewFile:
         """Make the file durable and give it its name."""
         try:
             self.stream.flush()
-            self._file.sync()
+            if self._durable:
+                self._file.sync()
             self._file.close()
             record = FileRecord(self._path, self._file.bytes, self._file.sha256)
             if self._target.is_local:
                 os.replace(self._temporary, self._target.path)
-                _fsync_folder(os.path.dirname(self._target.path))
+                if self._durable:
+                    _fsync_folder(os.path.dirname(self._target.path))
             else:
                 self._target.fs.put_file(self._temporary, self._target.path)
                 os.remove(self._temporary)
@@ -140,8 +145,9 @@ class NewFile:
 
     def abort(self) -> None:
         """Remove what was written so far."""
-        self._file.close()
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # a disk that failed may fail again; the temporary file is then swept by the next run
+            self._file.close()
+        with suppress(OSError):
             os.remove(self._temporary)
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +13,8 @@ from batch_explain.storage.filesystems import Location
 from batch_explain.storage.tables import part_name
 
 VERSION = 1
+RECEIPTS_FOLDER = "_run/receipts"
+PARTIALS_FOLDER = "_run/partials"
 
 
 @dataclass(frozen=True)
@@ -75,4 +79,56 @@ def read_receipt(root: Location, index: int) -> Receipt | None:
 
 def receipt_path(index: int) -> str:
     """Where a partition's receipt lies, relative to the run's folder."""
-    return f"_run/receipts/{part_name(index)}.json"
+    return f"{RECEIPTS_FOLDER}/{part_name(index)}.json"
+
+
+def partial_path(index: int) -> str:
+    """Where a partition's partial summary lies, relative to the run's folder."""
+    return f"{PARTIALS_FOLDER}/{part_name(index)}.parquet"
+
+
+def valid_receipt(root: Location, index: int, run_id: str, sizes: Mapping[str, int] | None = None) -> Receipt | None:
+    """A partition's receipt, if it proves that the partition was done.
+
+    Parameters
+    ----------
+    root : Location
+        The run's folder.
+    index : int
+    run_id : str
+    sizes : mapping, optional
+        Path -> bytes of the files that are there; None: each file is looked at.
+
+    Returns
+    -------
+    Receipt or None
+        None where there is no receipt or it is damaged, belongs to another run, or one of its files is missing or has
+        another size.
+    """
+    try:
+        receipt = read_receipt(root, index)
+    except (ValueError, KeyError, TypeError):
+        return None
+    if receipt is None or receipt.run_id != run_id:
+        return None
+    for record in (*receipt.files, receipt.partial):
+        if (_size(root.join(record.path)) if sizes is None else sizes.get(record.path)) != record.bytes:
+            return None
+    return receipt
+
+
+def names_and_sizes(root: Location, folder: str) -> dict[str, int]:
+    """Path relative to ``root`` -> bytes, of the files directly in a folder of it; none where there is no folder."""
+    place = root.join(folder)
+    if not place.fs.isdir(place.path):
+        return {}
+    entries = place.fs.ls(place.path, detail=True)
+    return {
+        f"{folder}/{e['name'].rstrip('/').rsplit('/', 1)[-1]}": int(e["size"]) for e in entries if e["type"] == "file"
+    }
+
+
+def _size(place: Location) -> int | None:
+    with suppress(FileNotFoundError):
+        return int(place.fs.size(place.path))
+    return None

@@ -1,0 +1,122 @@
+"""Going on with a run that was stopped: the same input, artifacts and options, and what is done already."""
+
+from dataclasses import replace
+from typing import Any
+
+from batch_explain.engine.plan import Plan, read_plan_json
+from batch_explain.engine.schema import some_of
+from batch_explain.errors import OptionError
+from batch_explain.storage.filesystems import Location
+from batch_explain.storage.receipts import (
+    PARTIALS_FOLDER,
+    RECEIPTS_FOLDER,
+    Receipt,
+    names_and_sizes,
+    receipt_path,
+    valid_receipt,
+)
+
+# Places are compared by what is in them; how, where and how patiently the work is done changes no result.
+_FREE = {
+    "input", "output", "model", "explainer", "feature_map", "overwrite", "resume", "scheduler", "workers",
+    "task_timeout",
+}  # fmt: skip
+
+
+def resumed(fresh: Plan) -> Plan:
+    """The plan of the run in the output, to be gone on with.
+
+    Parameters
+    ----------
+    fresh : Plan
+        What would be done by a new run, from the input, artifacts and options as they are now.
+
+    Raises
+    ------
+    OptionError
+        If any of them is not what the stopped run was begun with; it is named.
+    """
+    output = Location(fresh.options.output)
+    now = fresh.to_json()
+    try:
+        before = read_plan_json(output)
+        stored = Plan.from_json(before, fresh.options)
+    except (ValueError, KeyError, TypeError) as error:
+        raise OptionError(
+            f"The plan in {output} cannot be read ({type(error).__name__}: {error}). Start anew with --overwrite."
+        ) from error
+    if changes := [*_changed_options(before, now), *_changed_artifacts(before, now), *_changed_files(before, now)]:
+        raise OptionError(
+            f"The run in {output} cannot be resumed, because it was begun with something else: {'; '.join(changes)}. "
+            "Restore it, or start anew with --overwrite."
+        )
+    versions = _changed_versions(before, now)
+    if any(before[name] != now[name] for name in ("tables", "partitions")):
+        raise OptionError(
+            f"The run in {output} cannot be resumed: this program or its libraries would make other tables or "
+            f"partitions ({versions or 'the versions are the same'}). Finish it with the ones that began it, or start "
+            "anew with --overwrite."
+        )
+    decisions = stored.decisions
+    if versions:
+        decisions = (*decisions, f"the run was resumed with other versions: {versions}")
+    return replace(stored, options=fresh.options, decisions=decisions, versions=fresh.versions)
+
+
+def finished(plan: Plan) -> list[Receipt]:
+    """Receipts of the partitions that need not be done again: their files are all there with their sizes."""
+    output = Location(plan.options.output)
+    done = set(names_and_sizes(output, RECEIPTS_FOLDER))
+    folders = {RECEIPTS_FOLDER, PARTIALS_FOLDER, *(spec.folder for specs in plan.tables.values() for spec in specs)}
+    sizes = {path: size for folder in folders for path, size in names_and_sizes(output, folder).items()}
+    found = (
+        valid_receipt(output, partition.index, plan.run_id, sizes)
+        for partition in plan.partitions
+        if receipt_path(partition.index) in done
+    )
+    return [receipt for receipt in found if receipt is not None]
+
+
+def _changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    was, given = before["options"], now["options"]
+    return [
+        f"--{name.replace('_', '-')} was {_shown(was.get(name))} and is {_shown(given[name])}"
+        for name in given
+        if name not in _FREE and _plain(was.get(name)) != _plain(given[name])
+    ]
+
+
+def _changed_artifacts(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    was, given = before["artifacts"], now["artifacts"]
+    return [f"the {name} is another file" for name in sorted({*was, *given}) if was.get(name) != given.get(name)]
+
+
+def _changed_files(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    was, given = ({file["path"]: file["fingerprint"] for file in plan["files"]} for plan in (before, now))
+    kinds = {
+        "new": [path for path in given if path not in was],
+        "gone": [path for path in was if path not in given],
+        "changed": [path for path in was if path in given and was[path] != given[path]],
+    }
+    return [
+        f"the input file{'s' * (len(paths) > 1)} {some_of(paths, 5)} {'are' if len(paths) > 1 else 'is'} {kind}"
+        for kind, paths in kinds.items()
+        if paths
+    ]
+
+
+def _changed_versions(before: dict[str, Any], now: dict[str, Any]) -> str:
+    was, given = before["versions"], now["versions"]
+    names = sorted(name for name in {*was, *given} if was.get(name) != given.get(name))
+    return ", ".join(f"{name} {given.get(name, 'none')} after {was.get(name, 'none')}" for name in names)
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from JSON."""
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _shown(value: Any) -> str:
+    if value is None or value == []:
+        return "not given"
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

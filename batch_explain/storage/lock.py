@@ -1,0 +1,249 @@
+"""One run at a time in an output: a lock that holds across hosts, and is known for dead within a minute.
+
+The lock is a file made by a conditional create (a hard link locally, an exclusive create on object stores), so that of
+several runs one gets it. Its holder writes a beat into it every few seconds. A lock whose beats stop is dead; on the
+holder's own machine it is dead as soon as its process is. Beats are compared with what was read before, not with this
+machine's clock, which may be another than the holder's.
+"""
+
+import json
+import os
+import platform
+import threading
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+
+import psutil
+
+from batch_explain.errors import InterruptedRunError, OutputRefusedError
+from batch_explain.storage.filesystems import Location
+
+LOCK_FILE = "_run/lock.json"
+BEAT_SECONDS = 5.0
+SILENCE_SECONDS = 30.0  # without a beat: dead
+_SETTLE_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds an output.
+
+    Parameters
+    ----------
+    token : str
+        Another one for every process that takes a lock.
+    host : str
+    machine : str
+        Identifies the boot and the process namespace, within which a pid means one process.
+    pid : int
+    pid_since : float
+        When that process began, seconds since the epoch: a pid may be given out again.
+    since : str
+        When the lock was taken, UTC.
+    beat : int
+        Counts up while the holder lives.
+    """
+
+    token: str
+    host: str
+    machine: str
+    pid: int
+    pid_since: float
+    since: str
+    beat: int = 0
+
+    @classmethod
+    def this_process(cls) -> "Holder":
+        """Describe this process, which takes a lock now."""
+        since = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        began = psutil.Process().create_time()
+        return cls(uuid.uuid4().hex, platform.node(), _machine(), os.getpid(), began, since)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is known, without waiting, that the process has ended; only on its own machine."""
+        if self.machine != _machine():
+            return False
+        try:
+            return bool(abs(psutil.Process(self.pid).create_time() - self.pid_since) > 1)
+        except psutil.NoSuchProcess:
+            return True
+        except psutil.Error:
+            return False
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since}"
+
+
+class Lock:
+    """A lock that this process holds, until :meth:`release`.
+
+    Used as a context manager; a thread writes its beats.
+    """
+
+    def __init__(self, output: Location, holder: Holder) -> None:
+        self._place = output.join(LOCK_FILE)
+        self._output = output
+        self._holder = holder
+        self._lost = False
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._live, name="batch-explain-lock", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise InterruptedRunError if another run has taken the output."""
+        if self._lost:
+            raise InterruptedRunError(
+                f"Another run has taken the output {self._output}, because this one gave no sign of life for "
+                f"{SILENCE_SECONDS:.0f} s. Give each run its own output."
+            )
+
+    def release(self) -> None:
+        """Give the output free."""
+        self._released.set()
+        self._thread.join()
+        with suppress(OSError):
+            if self._is_ours():
+                self._place.fs.rm_file(self._place.path)
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
+    def _is_ours(self) -> bool:
+        found = _read(self._place)
+        return found is not None and found.token == self._holder.token
+
+    def _live(self) -> None:
+        while not self._released.wait(BEAT_SECONDS):
+            with suppress(OSError):  # a storage that fails now may work at the next beat
+                if not self._is_ours():
+                    self._lost = True
+                    return
+                self._holder = replace(self._holder, beat=self._holder.beat + 1)
+                _replace(self._place, self._holder)
+
+
+def take_lock(output: Location) -> Lock:
+    """Take an output, from a dead run if need be.
+
+    Raises
+    ------
+    OutputRefusedError
+        If a living run holds it; at once where it gave a sign of life lately.
+    OSError
+        If the place cannot be written.
+    """
+    place, holder = output.join(LOCK_FILE), Holder.this_process()
+    if not _create(place, holder):
+        dead = _read(place)
+        refuse_if_held(output)
+        with suppress(FileNotFoundError):
+            if _read(place) == dead:
+                place.fs.rm_file(place.path)
+        if not _create(place, holder):
+            refuse_if_held(output)
+        time.sleep(_SETTLE_SECONDS)  # for another that found the same dead lock, and removes this one for it
+        refuse_if_held(output, by_other_than=holder)
+    return Lock(output, holder)
+
+
+def refuse_if_held(output: Location, by_other_than: Holder | None = None) -> None:
+    """Raise OutputRefusedError if a living run holds an output; waits where that is not known."""
+    holder = living_holder(output)
+    if holder is not None and not (by_other_than and holder.token == by_other_than.token):
+        raise OutputRefusedError(
+            f"The output {output} is being written by another run ({holder}). Wait for its end, stop it, or choose "
+            "another place."
+        )
+
+
+def living_holder(output: Location, patience: float = SILENCE_SECONDS) -> Holder | None:
+    """Who holds an output; None where nobody does.
+
+    A holder on another machine that wrote no beat lately is watched for ``patience`` seconds.
+    """
+    place = output.join(LOCK_FILE)
+    first = _read(place)
+    if first is None and not place.exists():
+        return None
+    if first is not None and first.is_gone:
+        return None
+    if first is not None and (_age(place) < SILENCE_SECONDS or first.machine == _machine()):
+        return first
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, patience))
+        found = _read(place)
+        if found != first:
+            return found
+    return None
+
+
+def _create(place: Location, holder: Holder) -> bool:
+    """Make the lock unless there is one."""
+    content = json.dumps(asdict(holder)).encode()
+    place.fs.makedirs(place.parent.path, exist_ok=True)
+    try:
+        if not place.is_local:
+            with place.fs.open(place.path, "xb") as stream:
+                stream.write(content)
+            return True
+        temporary = f"{place.path}.{holder.token}.tmp"
+        _write(temporary, content)
+        try:
+            os.link(temporary, place.path)
+        finally:
+            os.remove(temporary)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _replace(place: Location, holder: Holder) -> None:
+    content = json.dumps(asdict(holder)).encode()
+    if not place.is_local:
+        place.fs.pipe_file(place.path, content)
+        return
+    temporary = f"{place.path}.{holder.token}.tmp"
+    try:
+        _write(temporary, content)
+        os.replace(temporary, place.path)
+    except BaseException:
+        with suppress(OSError):
+            os.remove(temporary)
+        raise
+
+
+def _write(path: str, content: bytes) -> None:
+    with open(path, "wb") as stream:
+        stream.write(content)
+
+
+def _read(place: Location) -> Holder | None:
+    """The holder; None where there is no lock, or one that was not written to its end."""
+    try:
+        return Holder(**json.loads(place.read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _age(place: Location) -> float:
+    """Seconds since the lock was written, by this machine's clock; infinite where the storage does not tell."""
+    try:
+        written = place.fs.modified(place.path).replace(tzinfo=timezone.utc)
+        return float(abs(time.time() - written.timestamp()))
+    except (NotImplementedError, AttributeError, KeyError, FileNotFoundError, TypeError):
+        return float("inf")
+
+
+def _machine() -> str:
+    """Name this boot of this machine and this namespace of processes: containers share the one, not the other."""
+    with suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
+        return f"{file.read().strip()}/{os.readlink('/proc/self/ns/pid')}"
+    return platform.node()
