@@ -72,21 +72,22 @@ def run(options: RunOptions, observers: Sequence[Observer] = ()) -> Run:
         for observer in observers:
             observer(event)
 
-    files = discover(options.input)
     output = Location(options.output)
-    claim = claim_output(options)
-    artifacts = Artifacts.load(options)
-    loaded = time.perf_counter()
-    model = artifacts.teacher.kind if artifacts.teacher is not None else "no model"
-    emit(ArtifactsLoaded(loaded - started, artifacts.explainer.description, model))
-    plan, artifacts = plan_run(options, files, artifacts)
-    if claim.resumes:
-        plan = resumed(plan)
-    planned = time.perf_counter()
-    emit(RunPlanned(len(files), plan.rows, len(plan.partitions), str(output)))
-    if claim.resumes and is_finished(output):
-        emit(RunFinished(plan.rows, time.perf_counter() - started, str(output)))
-        return open_run(options.output)
+    with _reading_errors():
+        files = discover(options.input)
+        claim = claim_output(options)
+        artifacts = Artifacts.load(options)
+        loaded = time.perf_counter()
+        model = artifacts.teacher.kind if artifacts.teacher is not None else "no model"
+        emit(ArtifactsLoaded(loaded - started, artifacts.explainer.description, model))
+        plan, artifacts = plan_run(options, files, artifacts)
+        if claim.resumes:
+            plan = resumed(plan)
+        planned = time.perf_counter()
+        emit(RunPlanned(len(files), plan.rows, len(plan.partitions), str(output)))
+        if claim.resumes and is_finished(output):
+            emit(RunFinished(plan.rows, time.perf_counter() - started, str(output)))
+            return open_run(options.output)
     with contextlib.ExitStack() as stack:
         # the engine owns the cores; OpenMP is held to one thread where tasks run, because its limit is a thread's own
         with threadpool_limits(1, user_api="blas"), executor_for(Context(plan, artifacts)) as executor:
@@ -114,8 +115,19 @@ def run(options: RunOptions, observers: Sequence[Observer] = ()) -> Run:
         }
         with _storage_errors(output):
             finalize(plan, artifacts, timings)
-        emit(RunFinished(plan.rows, time.perf_counter() - started, str(output)))
-    return open_run(options.output)
+            emit(RunFinished(plan.rows, time.perf_counter() - started, str(output)))
+            return open_run(options.output)
+
+
+@contextlib.contextmanager
+def _reading_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"The run could not be planned, because a file could not be read: {error}. Nothing was written: check the "
+            "places of the input, the model and the explainer."
+        ) from error
 
 
 @contextlib.contextmanager

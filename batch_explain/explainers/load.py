@@ -52,11 +52,11 @@ def load_explainer(
     if not isinstance(source, str | os.PathLike):
         return _from_object(source, "The object", tables)
     place = Location(os.fspath(source))
-    if place.fs.isdir(place.path):
-        raise ArtifactError(
-            f"The explainer {place} is a folder. Name a scoring_explainer.pkl or a LightGBM model text file."
-        )
     try:
+        if place.fs.isdir(place.path):
+            raise ArtifactError(
+                f"The explainer {place} is a folder. Name a scoring_explainer.pkl or a LightGBM model text file."
+            )
         with place.open() as stream:
             beginning = stream.read(6)
     except OSError as error:

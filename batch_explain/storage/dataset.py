@@ -64,7 +64,12 @@ def discover(url: str) -> list[InputFile]:
         If nothing is there, or a file is not readable parquet.
     """
     place = Location(url)
-    paths = _list(place)
+    try:
+        paths, root = _list(place), dataset_root(url)
+    except OSError as error:
+        raise InputError(
+            f"The input {place} cannot be listed: {error}. Check the address and its permissions."
+        ) from error
     if not paths:
         raise InputError(
             f"There is no parquet file in {place}. Name a parquet file, a folder that holds some (names that begin "
@@ -72,7 +77,6 @@ def discover(url: str) -> list[InputFile]:
         )
     if unnamed := [path for path in paths if not path.isascii() and path != path.encode("utf-8", "replace").decode()]:
         raise InputError(f"The name of the file {unnamed[0]!r} is not UTF-8. Rename it.")
-    root = dataset_root(url)
     prefix = root.path.rstrip("/") + "/"
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         files = list(pool.map(lambda path: _read_footer(root.at(path), path.removeprefix(prefix)), paths))

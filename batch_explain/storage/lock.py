@@ -25,6 +25,7 @@ LOCK_FILE = "_run/lock.json"
 BEAT_SECONDS = 5.0
 SILENCE_SECONDS = 30.0  # without a beat: dead
 _SETTLE_SECONDS = 0.2
+_RELEASES = 3
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,13 @@ class Lock:
         """Give the output free."""
         self._released.set()
         self._thread.join()
-        with suppress(OSError):
-            if self._is_ours():
-                self._place.fs.rm_file(self._place.path)
+        for attempt in range(_RELEASES):
+            try:
+                if self._is_ours():
+                    self._place.fs.rm_file(self._place.path)
+                return
+            except OSError:  # without beats it will be known for dead
+                time.sleep(_SETTLE_SECONDS * attempt)
 
     def __enter__(self) -> "Lock":
         return self
@@ -163,10 +168,15 @@ def refuse_if_held(output: Location, by_other_than: Holder | None = None) -> Non
         )
 
 
-def living_holder(output: Location, patience: float = SILENCE_SECONDS) -> Holder | None:
+def living_holder(output: Location, *, wait: bool = True) -> Holder | None:
     """Who holds an output; None where nobody does.
 
-    A holder on another machine that wrote no beat lately is watched for ``patience`` seconds.
+    Parameters
+    ----------
+    output : Location
+    wait : bool
+        Whether to watch a holder that wrote no beat lately, for as long as a dead one is silent;
+        else it is taken for living.
     """
     place = output.join(LOCK_FILE)
     first = _read(place)
@@ -174,11 +184,13 @@ def living_holder(output: Location, patience: float = SILENCE_SECONDS) -> Holder
         return None
     if first is not None and first.is_gone:
         return None
-    if first is not None and (_age(place) < SILENCE_SECONDS or first.machine == _machine()):
+    if first is not None and _age(place) < SILENCE_SECONDS:
         return first
-    deadline = time.monotonic() + patience
+    if not wait:
+        return first
+    deadline = time.monotonic() + SILENCE_SECONDS
     while time.monotonic() < deadline:
-        time.sleep(min(1.0, patience))
+        time.sleep(min(1.0, SILENCE_SECONDS))
         found = _read(place)
         if found != first:
             return found
@@ -199,7 +211,8 @@ def _create(place: Location, holder: Holder) -> bool:
         try:
             os.link(temporary, place.path)
         finally:
-            os.remove(temporary)
+            with suppress(OSError):  # it is swept with all temporary files
+                os.remove(temporary)
     except FileExistsError:
         return False
     return True

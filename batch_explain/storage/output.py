@@ -129,6 +129,16 @@ def claim_output(options: RunOptions) -> Claim:
         If it is a file, lies inside the input (or the input in it), is held by another run, is not empty without
         ``overwrite`` or ``resume``, or holds anything that no run of this tool wrote.
     """
+    try:
+        return _claim(options)
+    except OSError as error:
+        raise OutputRefusedError(
+            f"The output {Location(options.output)} cannot be listed: {error}. Choose another place, or mend its "
+            "permissions."
+        ) from error
+
+
+def _claim(options: RunOptions) -> Claim:
     output, root = Location(options.output), dataset_root(options.input)
     source = Location(options.input)
     if root.contains(output) and source.fs.isdir(source.path):
@@ -140,12 +150,9 @@ def claim_output(options: RunOptions) -> Claim:
         raise OutputRefusedError(
             f"The input {source} lies inside the output {output}. Choose another place for the output."
         )
-    try:
-        if output.fs.isfile(output.path):
-            raise OutputRefusedError(f"The output {output} is a file. Name a folder that is empty or does not exist.")
-        entries = _entries(output)
-    except OSError as error:
-        raise OutputRefusedError(f"The output {output} cannot be listed: {error}. Choose another place.") from error
+    if output.fs.isfile(output.path):
+        raise OutputRefusedError(f"The output {output} is a file. Name a folder that is empty or does not exist.")
+    entries = _entries(output)
     if not entries:
         _refuse_unwritable(output)
         return Claim(output, ())
