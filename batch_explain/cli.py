@@ -1,12 +1,13 @@
 """The command line: thin verbs over the Python interface."""
 
 import contextlib
+import json
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -14,14 +15,20 @@ import batch_explain
 from batch_explain.errors import BatchExplainError, InterruptedRunError, OptionError, OutputRefusedError, mask_secrets
 
 if TYPE_CHECKING:
+    from batch_explain.engine.status import Status
+    from batch_explain.engine.verify import Verification
     from batch_explain.events import Observer
     from batch_explain.results import Run
+
+_Answer = TypeVar("_Answer")
 
 _PATIENCE = 7.0  # seconds between a signal and a forced end
 _STOPPED = (
     "The run was stopped. What is done is kept: go on with the same command and --resume, or start anew with "
     "--overwrite."
 )
+_NOTHING_WRITTEN = "Stopped. Nothing was written: ask again at any time."
+_SHOWN_PROBLEMS = 50
 _TRACEBACK_VARIABLE = "BATCH_EXPLAIN_TRACEBACK"
 
 
@@ -66,12 +73,16 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--partition-rows", metavar="N", help="Most rows of one task (default: 100000).")
 @click.option("--batch-rows", metavar="N", help="Most rows of one step inside a task (default: 10000).")
 @click.option("--table-memory", metavar="SIZE", help="Most memory for TreeSHAP's tables (default: 400MB).")
+@click.option("--memory-limit", metavar="SIZE", help="Most memory of each worker process, such as 2GB (default: none).")
 @click.option("--limit", metavar="N", help="Explain only the first N rows (a trial).")
 @click.option("--check", metavar="sample|all", help="Additivity on 256 rows a batch (default) or on every row.")
 @click.option("--dtype", metavar="float64|float32", help="How importances are stored (default: float64).")
 @click.option("--compression", metavar="NAME", help="snappy (default), zstd or none.")
 @click.option("--overwrite", is_flag=True, default=None, help="Remove the earlier run in the output first.")
 @click.option("--resume", is_flag=True, default=None, help="Continue the run that was stopped in the output.")
+@click.option("--max-bad-rows", metavar="N|P%", help="Rows that may be left out, put into quarantine (default: 0).")
+@click.option("--max-bad-files", metavar="N", help="Unreadable files that may be left out (default: 0).")
+@click.option("--no-row-values", is_flag=True, default=None, help="Keep rows' own values out of the quarantine.")
 @click.option("--task-timeout", metavar="TIME", help="Longest time for one task, such as 10m (default: none).")
 @click.option("--config", metavar="FILE", help="TOML file with any of these options; the command line wins.")
 @_output_options
@@ -132,6 +143,39 @@ def demo(folder: str, rows: int, quiet: bool | None, log_format: str | None, **g
         _print_run(finished)
 
 
+@cli.command()
+@click.argument("run", metavar="RUN")
+@click.option("--recompute", metavar="N|P%", help="Explain so many random rows again, and compare them: 100 or 0.1%.")
+@click.option("--seed", metavar="N", type=click.IntRange(min=0), help="Chooses these rows (default: others each time).")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def verify(run: str, recompute: str | None, seed: int | None, as_json: bool) -> None:
+    """Check that the folder RUN holds exactly what the run wrote.
+
+    Exit codes: 0 all right; 2 no run there; 5 nothing wrong, but not finished; 6 something is wrong.
+    """
+    found = _guarded(lambda: batch_explain.verify_run(run, recompute=recompute, seed=seed), _NOTHING_WRITTEN)
+    if as_json:
+        click.echo(json.dumps(found.to_json(), ensure_ascii=False))
+    else:
+        _print_verification(found)
+    sys.exit(found.exit_code)
+
+
+@cli.command()
+@click.argument("run", metavar="RUN")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def status(run: str, as_json: bool) -> None:
+    """Tell where the run in the folder RUN stands, while it runs or after.
+
+    Exit codes: 0 there is a run; 2 there is none.
+    """
+    found = _guarded(lambda: batch_explain.run_status(run), _NOTHING_WRITTEN)
+    if as_json:
+        click.echo(json.dumps(found.to_json(), ensure_ascii=False))
+    else:
+        _print_status(found)
+
+
 def main() -> None:
     """Entry point of the ``batch-explain`` command."""
     cli()
@@ -174,16 +218,16 @@ def _observers(quiet: bool, log_format: str) -> Iterator[list["Observer"]]:
         yield [PlainLog()]
 
 
-def _guarded(work: Callable[[], "Run"]) -> "Run":
+def _guarded(work: Callable[[], _Answer], stopped: str = _STOPPED) -> _Answer:
     """Do the work; end with one paragraph and the exit code of the error's kind, never with a traceback."""
-    watch = _StopWatch()
+    watch = _StopWatch(stopped)
     previous = {name: signal.signal(name, watch.stop) for name in (signal.SIGTERM, signal.SIGINT)}
     try:
         return work()
     except BatchExplainError as error:
         _fail(error)
     except KeyboardInterrupt:
-        _fail(InterruptedRunError(_STOPPED))
+        _fail(InterruptedRunError(stopped))
     except Exception as error:
         if os.environ.get(_TRACEBACK_VARIABLE):
             raise
@@ -205,7 +249,8 @@ class _StopWatch:
     half-written then has no final name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, message: str) -> None:
+        self._message = message
         self._timer: threading.Timer | None = None
 
     def stop(self, _signal: int, _frame: Any) -> None:
@@ -223,7 +268,7 @@ class _StopWatch:
     def _force(self) -> None:
         import psutil
 
-        _say(_STOPPED)
+        _say(self._message)
         with contextlib.suppress(psutil.Error):
             for child in psutil.Process().children(recursive=True):  # our worker processes
                 with contextlib.suppress(psutil.Error):
@@ -237,9 +282,83 @@ def _fail(error: BatchExplainError) -> NoReturn:
 
 
 def _say(message: str) -> None:
-    # libraries' texts and names in files may hold line breaks or worse
-    printable = "".join(character if character.isprintable() else " " for character in message)
-    click.echo(f"batch-explain: {printable}", err=True)
+    click.echo(f"batch-explain: {_printable(message)}", err=True)
+
+
+def _printable(text: str) -> str:
+    """On one line: libraries' texts and names in files may hold line breaks or worse."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _print_pairs(pairs: list[tuple[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, text in pairs:
+        table.add_row(name, _printable(text))
+    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _print_lines(lines: list[str]) -> None:
+    for line in lines[:_SHOWN_PROBLEMS]:
+        click.echo(f"- {_printable(line)}")
+    if len(lines) > _SHOWN_PROBLEMS:
+        click.echo(f"and {len(lines) - _SHOWN_PROBLEMS:,} more")
+
+
+def _print_verification(found: "Verification") -> None:
+    wrong = len(found.problems)
+    verdict = "all right" if found.ok else f"{wrong:,} thing{'s' * (wrong > 1)} wrong"
+    if not found.finished:
+        verdict += (
+            f"; the run is not finished: {found.partitions:,} of {found.planned_partitions:,} partitions are done. Go "
+            "on with the run's command and --resume"
+        )
+    pairs = [
+        ("verified", f"{found.files:,} files, {found.bytes:,} bytes, {found.rows:,} rows, in {found.seconds:.1f} s"),
+        ("result", verdict),
+    ]
+    if found.recomputed is not None:
+        again = f"{found.recomputed.rows:,} rows (--seed {found.recomputed.seed})"
+        if found.recomputed.partitions_skipped:
+            again += f"; {found.recomputed.partitions_skipped:,} partitions with rows in quarantine were left out"
+        pairs.insert(1, ("computed again", again))
+        if found.recomputed.other_versions:
+            pairs.insert(2, ("other versions", ", ".join(found.recomputed.other_versions)))
+    _print_pairs(pairs)
+    _print_lines([str(problem) for problem in found.problems])
+
+
+def _print_status(found: "Status") -> None:
+    from batch_explain.engine.status import describe
+
+    state = found.state
+    if found.holder is not None:
+        silent = "" if found.silent_seconds is None else f"; last sign of life {found.silent_seconds:,.0f} s ago"
+        state += f" ({found.holder}{silent})"
+    elif found.state == "stopped":
+        state += " (go on with the run's command and --resume)"
+    pairs = [("state", state)]
+    if found.partitions is None:
+        pairs.append(("partitions", f"{found.done:,} done; the plan is not there yet or cannot be read"))
+    else:
+        counts = [
+            (len(found.running), "running"),
+            (len(found.interrupted), "interrupted"),
+            (len(found.failed), "failed"),
+        ]
+        counts.append((found.missing or 0, "not begun"))
+        others = "".join(f", {count:,} {name}" for count, name in counts if count)
+        pairs.append(("partitions", f"{found.done:,} of {found.partitions:,} done{others}"))
+        pairs.append(("rows", f"{found.rows_done:,} of {found.rows:,} done"))
+    if found.rows_quarantined:
+        pairs.append(("rows in quarantine", f"{found.rows_quarantined:,}"))
+    pairs.append(("results", found.output))
+    _print_pairs(pairs)
+    _print_lines(describe([*found.failed, *found.interrupted]))
 
 
 def _print_run(run: "Run", top: int = 5) -> None:
@@ -252,6 +371,10 @@ def _print_run(run: "Run", top: int = 5) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     table.add_row("rows explained", f"{info['rows']['explained']:,}")
+    if info["rows"]["quarantined"]:
+        table.add_row("rows in quarantine", f"{info['rows']['quarantined']:,}: {_reasons(info['quarantine'])}")
+    if unreadable := info["quarantine"]["unreadable_files"]:
+        table.add_row("files not readable", ", ".join(file["path"] for file in unreadable[:top]))
     if info["rows_per_second"]:
         table.add_row("rows per second", f"{info['rows_per_second']:,.0f}")
     if info["artifacts"]["model"]:
@@ -261,9 +384,16 @@ def _print_run(run: "Run", top: int = 5) -> None:
     for level in ("raw", "engineered"):
         if info["features"][level]:
             table.add_row(f"top {level} features", _top(run, level, top))
+    for warning in info["warnings"]:
+        table.add_row("warning", warning)
     table.add_row("results", str(run.location))
     wide = None if sys.stdout.isatty() else 200
     Console(highlight=False, markup=False, width=wide).print(table)
+
+
+def _reasons(quarantine: dict[str, Any], most: int = 3) -> str:
+    found = [f"{count:,} × {reason}" for reason, count in quarantine["reasons"].items()]
+    return "; ".join(found[:most] + ["…"] * (len(found) > most)) or "in files that cannot be read"
 
 
 def _fidelity(found: dict[str, Any] | None) -> str:

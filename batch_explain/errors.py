@@ -62,6 +62,10 @@ class BadDataError(BatchExplainError):
     exit_code = 3
 
 
+class UnreadableFileError(BadDataError):
+    """A file is damaged: what its footer promises cannot be read."""
+
+
 # Whoever made the model or the explainer must act.
 
 
@@ -78,6 +82,10 @@ class InterruptedRunError(BatchExplainError):
     """Storage, the cluster or a signal stopped the run half-way."""
 
     exit_code = 5
+
+
+class StoppedError(InterruptedRunError):
+    """A task was given up because its run stops; it did not fail."""
 
 
 # Nobody should trust the result.

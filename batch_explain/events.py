@@ -19,12 +19,18 @@ class ArtifactsLoaded:
 
 @dataclass(frozen=True)
 class RunPlanned:
-    """The input is listed and cut into partitions."""
+    """The input is listed and cut into partitions; what the run will take is estimated.
+
+    Memory of each worker and size of the results in bytes; seconds of explaining, None where they are not known.
+    """
 
     files: int
     rows: int
     partitions: int
     output: str
+    worker_bytes: int
+    output_bytes: int
+    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,7 @@ class PlainLog:
                 self._say(
                     f"{event.rows:,} rows in {event.files:,} files, {event.partitions:,} partitions -> {event.output}"
                 )
+                self._say(_estimate(event))
             case RunResumed():
                 self._say(f"resumed: {event.partitions:,} partitions with {event.rows:,} rows are done already")
             case WorkersReady():
@@ -144,6 +151,7 @@ class ProgressBar:
                     f"{event.rows:,} rows in {event.files:,} files, {event.partitions:,} partitions",
                     markup=False,
                 )
+                self._plain.print(_estimate(event), markup=False)
                 self._task = self._bar.add_task("explaining", total=event.rows, rate="")
             case RunResumed():
                 self._plain.print(f"resumed: {event.rows:,} rows are done already", markup=False)
@@ -194,6 +202,11 @@ class _Progress:
         share = self.done / self.total if self.total else 1.0
         left = (self.total - self.done) / self.rate if self.rate else 0.0
         return f"{self.done:,} of {self.total:,} rows ({share:.0%}), {self.rate:,.0f} rows/s, {_duration(left)} left"
+
+
+def _estimate(event: RunPlanned) -> str:
+    took = "" if event.seconds is None else f", about {_duration(event.seconds)} of explaining"
+    return f"estimate: {event.worker_bytes / 1e6:,.0f} MB a worker, {event.output_bytes / 1e6:,.0f} MB of results{took}"
 
 
 def _duration(seconds: float) -> str:

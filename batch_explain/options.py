@@ -20,7 +20,7 @@ _UNITS = {"": 1, "B": 1, **{f"{p}B": 1000 ** (i + 1) for i, p in enumerate("KMGT
     f"{p}IB": 1024 ** (i + 1) for i, p in enumerate("KMGT")
 }
 _TIMES = {"": 1, "s": 1, "m": 60, "h": 3600}
-_SMALLEST_TABLES = 1_000_000  # bytes
+_SMALLEST_SIZE = 1_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class RunOptions:
         Largest number of rows of one task, and of one step inside it.
     table_memory : int
         Bound on TreeSHAP's tables, in bytes; local worker processes share them.
+    memory_limit : int or None
+        Bound on the memory of each worker process, in bytes; None: no bound beside those above.
     limit : int or None
         Explain only the first rows (a trial).
     check : str
@@ -61,6 +63,13 @@ class RunOptions:
         ``float64`` or ``float32``: how importances are stored (they are always computed in float64).
     compression : str
         ``snappy``, ``zstd`` or ``none``.
+    max_bad_rows : str
+        How many rows may be put into quarantine, because they cannot be explained: a number, or a share such as
+        ``0.1%`` of the planned rows. ``0``: the first one ends the run.
+    max_bad_files : int
+        How many files may be left out because they cannot be read.
+    no_row_values : bool
+        Keep the rows' own values out of the quarantine.
     task_timeout : float or None
         Seconds that one task may take; None: no limit.
     overwrite : bool
@@ -87,10 +96,14 @@ class RunOptions:
     partition_rows: int = DEFAULT_PARTITION_ROWS
     batch_rows: int = DEFAULT_BATCH_ROWS
     table_memory: int = DEFAULT_TABLE_MEMORY
+    memory_limit: int | None = None
     limit: int | None = None
     check: str = "sample"
     dtype: str = "float64"
     compression: str = "snappy"
+    max_bad_rows: str = "0"
+    max_bad_files: int = 0
+    no_row_values: bool = False
     task_timeout: float | None = None
     overwrite: bool = False
     resume: bool = False
@@ -114,22 +127,31 @@ class RunOptions:
             values["outputs"] = _names("outputs", values["outputs"])
         for name in ("workers", "partition_rows", "batch_rows", "limit"):
             if values.get(name) is not None:
-                values[name] = _positive(name, values[name])
+                values[name] = _whole(name, values[name])
             elif name in ("partition_rows", "batch_rows"):
                 values.pop(name, None)
+        if values.get("max_bad_rows") is None:
+            values.pop("max_bad_rows", None)
+        else:
+            values["max_bad_rows"] = _count_or_share("max_bad_rows", values["max_bad_rows"])
+        if values.get("max_bad_files") is None:
+            values.pop("max_bad_files", None)
+        else:
+            values["max_bad_files"] = _whole("max_bad_files", values["max_bad_files"], at_least=0)
         if values.get("task_timeout") is not None:
             values["task_timeout"] = _seconds("task_timeout", values["task_timeout"])
-        if values.get("table_memory") is None:
-            values.pop("table_memory", None)
-        else:
-            values["table_memory"] = _size("table_memory", values["table_memory"])
+        for name in ("table_memory", "memory_limit"):
+            if values.get(name) is None:
+                values.pop(name, None)
+            else:
+                values[name] = _size(name, values[name])
         return cls(**values)
 
     def __post_init__(self) -> None:
         _one_of("check", self.check, ("sample", "all"))
         _one_of("dtype", self.dtype, ("float64", "float32"))
         _one_of("compression", self.compression, ("snappy", "zstd", "none"))
-        for name in ("overwrite", "resume"):
+        for name in ("overwrite", "resume", "no_row_values"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name} is {getattr(self, name)!r}. Use true or false.")
         if self.overwrite and self.resume:
@@ -153,6 +175,12 @@ class RunOptions:
                 raise OptionError(
                     f"--columns-map gives the {place} {_listed(repeated)} more than once. Map each column once."
                 )
+
+    def bad_rows_allowed(self, rows: int) -> int:
+        """How many of so many planned rows may be bad."""
+        if self.max_bad_rows.endswith("%"):
+            return int(rows * float(self.max_bad_rows[:-1]) / 100)
+        return int(self.max_bad_rows)
 
     @property
     def has_processes(self) -> bool:
@@ -222,7 +250,7 @@ def _size(name: str, value: Any) -> int:
     if not found or found[2].upper() not in _UNITS:
         raise OptionError(f"{option} is '{value}'. Use a size such as 400MB, 2GB or 1GiB.")
     size = int(float(found[1].replace("_", "")) * _UNITS[found[2].upper()])
-    if size < _SMALLEST_TABLES:
+    if size < _SMALLEST_SIZE:
         raise OptionError(f"{option} is '{value}'. Use at least 1MB.")
     return size
 
@@ -237,12 +265,22 @@ def _seconds(name: str, value: Any) -> float:
     return seconds
 
 
-def _positive(name: str, value: Any) -> int:
+def _count_or_share(name: str, value: Any) -> str:
+    """A whole number, or a share from 0% to 100%."""
+    option, text = "--" + name.replace("_", "-"), str(value).replace("_", "").strip()
+    if text.isdecimal():
+        return str(int(text))
+    if re.fullmatch(r"\d+(\.\d+)?%", text) and float(text[:-1]) <= 100:
+        return text
+    raise OptionError(f"{option} is '{value}'. Use a number of rows such as 100, or a share such as 0.1%.")
+
+
+def _whole(name: str, value: Any, at_least: int = 1) -> int:
     option = "--" + name.replace("_", "-")
     try:
         number = int(str(value).replace("_", ""))
     except ValueError:
-        raise OptionError(f"{option} is '{value}'. Use a whole number of at least 1.") from None
-    if number < 1:
-        raise OptionError(f"{option} is {number}. Use a whole number of at least 1.")
+        raise OptionError(f"{option} is '{value}'. Use a whole number of at least {at_least}.") from None
+    if number < at_least:
+        raise OptionError(f"{option} is {number}. Use a whole number of at least {at_least}.")
     return number

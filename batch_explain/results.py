@@ -73,7 +73,7 @@ class Run:
         Parameters
         ----------
         level : str
-            ``predictions``, ``engineered`` or ``raw``.
+            ``predictions``, ``engineered``, ``raw``, or ``quarantine``.
         output : str, optional
             Label of the output, where there are several.
 
@@ -89,10 +89,10 @@ class Run:
         """
         from batch_explain.storage.tables import importance_folder
 
-        tables = self.info["tables"]
+        tables = {**self.info["tables"], "quarantine": ["quarantine"]}
         if level not in tables:
-            raise OptionError(f"The run has no table '{level}'; it has {', '.join(tables)}.")
-        folder = level if level == "predictions" else importance_folder(level, output)
+            raise OptionError(f"The run has no table '{level}'; it has {', '.join(self.info['tables'])}.")
+        folder = level if level in ("predictions", "quarantine") else importance_folder(level, output)
         if folder not in tables[level]:
             labels = ", ".join(map(repr, self.outputs or []))
             raise OptionError(
@@ -101,6 +101,8 @@ class Run:
             )  # fmt: skip
         parts = sorted(entry["path"] for entry in self.info["files"] if os.path.dirname(entry["path"]) == folder)
         parts.sort(key=lambda path: (len(path), path))  # part-100000 comes after part-99999
+        if not parts:
+            raise OptionError("The run has no table 'quarantine': all rows were explained.")
         filesystem = None if self.location.is_local else self.location.fs
         return ds.dataset([self.location.join(part).path for part in parts], format="parquet", filesystem=filesystem)
 

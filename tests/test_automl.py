@@ -233,3 +233,24 @@ def test_fidelity_is_scikit_learns(automl: Callable[[str], Any], oracle: Callabl
     second = 1 / (1 + np.exp(-expected.margins[0]))
     assert found["agreement"] == accuracy_score(expected.prediction, (second > 0.5).astype(int))
     assert found["log_loss"] == pytest.approx(log_loss(expected.prediction, second))
+
+
+def test_categories_with_blanks_around_them_are_warned_of(automl: Callable[[str], Any], tmp_path: Path) -> None:
+    """The stack takes 'admin ' for an unknown category and says nothing: other importances, and nobody knows why."""
+    paths = automl("binary")
+    frame = pd.read_parquet(paths.raw)[:200]
+    known = frame.job.isin(["admin", "tech"])
+    options = {"model": paths.model, "explainer": paths.explainer, "scheduler": "sync", "partition_rows": 100}
+    frame.to_parquet(tmp_path / "clean.parquet")
+    clean = bx.explain_dataset(input=tmp_path / "clean.parquet", output=tmp_path / "clean", **options)
+    assert clean.info["warnings"] == []
+    padded = frame.assign(job=frame.job.where(~known, " " + frame.job.str.upper() + "\t"))
+    padded.loc[~known, "job"] = " unheard of "
+    padded.to_parquet(tmp_path / "padded.parquet")
+    run = bx.explain_dataset(input=tmp_path / "padded.parquet", output=tmp_path / "padded", **options)
+    assert run.info["warnings"] == [
+        f"column 'job': {known.sum()} values have blanks around a category that the model knows; it takes them for "
+        "unknown ones"
+    ]
+    left, right = (frame_of(each, "raw").job.to_numpy() for each in (clean, run))
+    assert (left != right)[known.to_numpy()].any()

@@ -15,7 +15,7 @@ from batch_explain.options import TABLES, RunOptions
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.shared import shared_array
 from batch_explain.teachers.base import Predictions, Teacher
-from batch_explain.teachers.columns import Column, to_frame, to_matrix
+from batch_explain.teachers.columns import Column, count_padded, to_frame, to_matrix
 from batch_explain.teachers.load import teacher_of
 from batch_explain.teachers.threads import keep_to_one_thread
 
@@ -35,6 +35,8 @@ class Batch:
     predictions : Predictions or None
     imputed : dict
         Integer columns with nulls that the featurizer filled -> how many.
+    padded : dict
+        Columns with categories that have surrounding blanks -> how many.
     """
 
     matrix: Matrix
@@ -43,6 +45,7 @@ class Batch:
     margins: np.ndarray
     predictions: Predictions | None
     imputed: dict[str, int]
+    padded: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,9 @@ class Artifacts:
         if table.num_rows:
             self.explainer.learn(matrix[:1])
         found = self.explainer.explain_used(matrix, values="engineered" in levels, raw="raw" in levels)
-        return Batch(matrix, found.values, found.raw, found.margins, predictions, imputed)
+        counted = {column.name: count_padded(table[column.name], column) for column in self.columns}
+        padded = {name: count for name, count in counted.items() if count}
+        return Batch(matrix, found.values, found.raw, found.margins, predictions, imputed, padded)
 
 
 def match(explainer: Explainer, teacher: Teacher | None) -> Artifacts:

@@ -9,8 +9,7 @@ import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -26,12 +25,11 @@ from batch_explain.storage.receipts import Receipt
 _WINDOW = 4  # tasks submitted ahead, for each worker
 _CONNECT_SECONDS = 20
 _POLL_SECONDS, _DESERTED_POLLS = 10, 5
-# Times that the scheduler gives up one task before this program does: each time, some four workers (Dask's
-# allowed-failures) have died that had it, running or waiting.
-_DEATHS = 3
+# Deaths after which the scheduler of our own processes still tries a task again; a cluster has its own setting (Dask's
+# allowed-failures). A task that it gives up is tried once more alone.
+_ALLOWED_DEATHS = 1
 _SILENT = logging.CRITICAL + 1  # distributed logs a connection that is lost on the way out as critical
-# native libraries stay on one thread: the engine owns the cores
-_WORKER_ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+_LOGGERS = ("distributed", "distributed.client", "tornado", "tornado.application", "asyncio")
 
 
 class KilledWorkerError(Exception):
@@ -71,7 +69,7 @@ def executor_for(context: Context) -> Executor:
     """The executor that the options ask for."""
     plan = context.plan
     options = plan.options
-    wanted = min(options.workers or _cores(), len(plan.partitions))
+    wanted = min(options.workers or cores(), len(plan.partitions))
     if options.scheduler == "sync" or (options.scheduler == "processes" and wanted == 1):
         return SyncExecutor(context)
     if options.scheduler == "threads":
@@ -144,16 +142,19 @@ class ClusterExecutor(Executor):
         from distributed import Client, LocalCluster
 
         with contextlib.ExitStack() as stack:
+            stack.enter_context(_quiet_distributed())
             if self._address is None:
-                stack.enter_context(_quiet_distributed())
-                with _environment(_WORKER_ENVIRONMENT), _deaf_to_interrupts(), _starting():
+                stack.enter_context(_environment(_worker_environment()))  # to the end: dead workers are replaced
+                with _deaf_to_interrupts(), _starting():
                     cluster = LocalCluster(
                         n_workers=self.workers,
                         threads_per_worker=1,
                         processes=True,
-                        memory_limit=0,
+                        memory_limit=self._plan.options.memory_limit or 0,  # beyond it, Dask ends the worker
                         dashboard_address="127.0.0.1:0",  # any free port: 8787 may be taken
                         silence_logs=_SILENT,
+                        scheduler_kwargs={"allowed_failures": _ALLOWED_DEATHS},
+                        preload=[__name__],
                     )
                 stack.enter_context(cluster)
                 self._client = stack.enter_context(Client(cluster))
@@ -187,25 +188,49 @@ class ClusterExecutor(Executor):
     def _artifact_key(self) -> tuple[tuple[str, str], ...]:
         return tuple(sorted(self._plan.artifacts.items()))
 
+    @functools.cached_property
+    def _digest(self) -> str:
+        return self._plan.digest
+
     def run(self, partitions: Sequence[Partition]) -> Iterator[Receipt]:
-        """See :class:`Executor`; a task whose worker dies is tried again, but not for ever."""
-        digest = self._plan.digest
+        """See :class:`Executor`; a task whose worker dies is tried again, but not for ever.
+
+        When workers die, their tasks are suspects: those that ran, and those that waited for their turn. Each of them
+        is tried alone then, and if workers still die, it is the cause.
+        """
         waiting = iter(partitions)
-        deaths: Counter[int] = Counter()
-        running = {self._submit(digest, part): part for part in itertools.islice(waiting, self.workers * _WINDOW)}
+        while suspects := (yield from self._run_together(waiting)):
+            for partition in suspects:
+                yield self._run_alone(partition)
+
+    def _run_together(self, waiting: Iterator[Partition]) -> Generator[Receipt, None, list[Partition]]:
+        """Run partitions in a sliding window; after deaths no more are submitted, and the suspects are returned."""
+        suspects = []
+        running = {
+            self._submit(partition): partition for partition in itertools.islice(waiting, self.workers * _WINDOW)
+        }
         while running:
             for future in self._guard(functools.partial(self._finished, set(running))):
                 partition = running.pop(future)
                 try:
                     receipt = self._guard(future.result)
-                except KilledWorkerError as error:
-                    deaths[partition.index] += 1
-                    if deaths[partition.index] >= _DEATHS:
-                        raise _poisonous(partition) from error
-                    running[self._submit(digest, partition, deaths[partition.index])] = partition
+                except KilledWorkerError:
+                    suspects.append(partition)
                     continue
                 yield receipt
-                running |= {self._submit(digest, part): part for part in itertools.islice(waiting, 1)}
+                if not suspects:
+                    running |= {self._submit(partition): partition for partition in itertools.islice(waiting, 1)}
+        return sorted(suspects, key=lambda partition: partition.index)
+
+    def _run_alone(self, partition: Partition) -> Receipt:
+        """Run one partition while nothing else runs that could kill its workers."""
+        future = self._submit(partition, "-alone")
+        self._guard(functools.partial(self._finished, {future}))
+        try:
+            receipt: Receipt = self._guard(future.result)
+        except KilledWorkerError as error:
+            raise _poisonous(partition) from error
+        return receipt
 
     def _finished(self, running: set[Any]) -> set[Any]:
         """Wait for any task; give up when the cluster has had no workers for a while."""
@@ -218,7 +243,10 @@ class ClusterExecutor(Executor):
                 return found
             deserted = 0 if self._client.nthreads() else deserted + 1
             if deserted > _DESERTED_POLLS:
-                raise InterruptedRunError("The Dask cluster has no workers left. Start some, and go on with --resume.")
+                raise InterruptedRunError(
+                    "The Dask cluster has no workers left. Look in their logs whether they died for want of memory, "
+                    "start some, and go on with --resume."
+                )
 
     def _guard(self, call: Callable[[], Any]) -> Any:
         """Call, and say what to do where the cluster itself fails."""
@@ -236,15 +264,22 @@ class ClusterExecutor(Executor):
                 "package or its version, or the scheduler is gone: look after the cluster, and go on with --resume."
             ) from error
 
-    def _submit(self, digest: str, partition: Partition, deaths: int = 0) -> Any:
+    def _submit(self, partition: Partition, suffix: str = "") -> Any:
         return self._client.submit(
             run_on_worker,
             self._plan.options,
-            digest,
+            self._digest,
             partition.index,
-            key=f"explain-{digest[:16]}-{partition.index}-{deaths}",
+            key=f"explain-{self._digest[:16]}-{partition.index}{suffix}",
             pure=False,
         )
+
+
+def dask_setup(_worker: Any) -> None:
+    """Have a worker process of our own ignore SIGINT and be quiet; Dask calls it in each, whenever it is started."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(_SILENT)
 
 
 def run_on_worker(options: RunOptions, digest: str, index: int) -> Receipt:
@@ -298,7 +333,7 @@ def _load_context(options: RunOptions, digest: str) -> Context:
     return Context(plan, name_outputs(artifacts), loaded_at)
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -309,6 +344,15 @@ def _has_dashboard() -> bool:
     import importlib.util
 
     return importlib.util.find_spec("bokeh") is not None
+
+
+def _worker_environment() -> dict[str, str]:
+    """Environment of our own worker processes: native libraries on one thread, and none of Dask's log lines."""
+    import dask
+
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    own_logging = dask.config.get("logging-file-config", None)  # the user's; Dask refuses to have both
+    return {**dict.fromkeys(names, "1"), **({} if own_logging else {"DASK_LOGGING__DISTRIBUTED": str(_SILENT)})}
 
 
 @contextlib.contextmanager
@@ -349,14 +393,15 @@ def _starting() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_distributed() -> Iterator[None]:
-    """Dask's own log lines are for its developers; ours say what a user needs."""
-    logger = logging.getLogger("distributed")
-    level = logger.level
-    logger.setLevel(_SILENT)
+    """Log lines of Dask and what it stands on are for their developers; ours say what a user needs."""
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in _LOGGERS}
+    for logger in levels:
+        logger.setLevel(_SILENT)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def _poisonous(partition: Partition) -> InterruptedRunError:

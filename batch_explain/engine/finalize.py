@@ -1,5 +1,6 @@
 """Closing a run: all receipts there, rows in = rows out, summaries merged in partition order, then ``_SUCCESS``."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -69,11 +70,11 @@ def _receipt(output: Location, plan: Plan, index: int) -> Receipt:
 
 def _count_rows(plan: Plan, receipts: list[Receipt]) -> None:
     for partition, receipt in zip(plan.partitions, receipts, strict=True):
-        if not receipt.rows_in == receipt.rows_explained == partition.rows:
+        if not receipt.rows_in == receipt.rows_explained + receipt.rows_quarantined == partition.rows:
             raise IntegrityError(
                 f"Partition {partition.index} ({partition.file.path}, rows {partition.start} to {partition.stop}) read "
-                f"{receipt.rows_in} and explained {receipt.rows_explained} of {partition.rows} rows. The results are "
-                "not complete: start the run again with --overwrite."
+                f"{receipt.rows_in}, explained {receipt.rows_explained} and quarantined {receipt.rows_quarantined} of "
+                f"{partition.rows} rows. The results are not complete: start the run again with --overwrite."
             )
 
 
@@ -137,11 +138,8 @@ def _run_json(
 ) -> dict[str, Any]:
     explainer, teacher = artifacts.explainer, artifacts.teacher
     faith = None
-    imputed: dict[str, int] = {}
     for receipt in receipts:
         faith = fidelity.merge(faith, fidelity.from_json(receipt.statistics["fidelity"]))
-        for column, nulls in receipt.statistics["imputed"].items():
-            imputed[column] = imputed.get(column, 0) + nulls
     residuals = [r.statistics["additivity_residual"] for r in receipts]
     residuals = [residual for residual in residuals if residual is not None]
     used, written = set(explainer.used.tolist()), set(plan.written.tolist())
@@ -158,7 +156,9 @@ def _run_json(
             "input": sum(file.rows for file in plan.files),
             "planned": plan.rows,
             "explained": sum(receipt.rows_explained for receipt in receipts),
+            "quarantined": sum(receipt.rows_quarantined for receipt in receipts),
         },
+        "quarantine": _quarantine(plan, receipts),
         "tables": {level: [spec.folder for spec in specs] for level, specs in plan.tables.items()},
         "ids": list(plan.ids) or ["source_file", "source_row"],
         "features": {
@@ -180,8 +180,13 @@ def _run_json(
             *plan.decisions,
             *(
                 f"column '{column}': {nulls} nulls in an integer column were filled by the model's own imputer"
-                for column, nulls in sorted(imputed.items())
+                for column, nulls in sorted(_totals(receipts, "imputed").items())
             ),
+        ],
+        "warnings": [
+            f"column '{column}': {count} values have blanks around a category that the model knows; it takes them for "
+            "unknown ones"
+            for column, count in sorted(_totals(receipts, "padded").items())
         ],
         "artifacts": {
             "model": None if teacher is None else {"kind": teacher.kind, "sha256": plan.artifacts["model"]},
@@ -206,6 +211,33 @@ def _run_json(
         "versions": versions(),
         "files": [{"path": f.path, "bytes": f.bytes, "sha256": f.sha256} for f in files],
     }  # fmt: skip
+
+
+def _totals(receipts: list[Receipt], statistic: str) -> dict[str, int]:
+    """Counts by column, over all partitions."""
+    found: Counter[str] = Counter()
+    for receipt in receipts:
+        found.update(receipt.statistics[statistic])
+    return dict(found)
+
+
+def _quarantine(plan: Plan, receipts: list[Receipt]) -> dict[str, Any]:
+    """Why rows and files were left out, and of which files how many rows."""
+    reasons: Counter[str] = Counter()
+    unreadable = {file.path: file.problem for file in plan.files if file.problem is not None}
+    rows: Counter[str] = Counter()
+    for partition, receipt in zip(plan.partitions, receipts, strict=True):
+        if receipt.statistics["unreadable"] is None:
+            reasons.update(receipt.statistics["reasons"])
+        else:
+            unreadable.setdefault(partition.file.path, receipt.statistics["unreadable"])
+        if receipt.rows_quarantined:
+            rows[partition.file.path] += receipt.rows_quarantined
+    return {
+        "reasons": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
+        "rows_by_file": dict(sorted(rows.items())),
+        "unreadable_files": [{"path": path, "reason": reason} for path, reason in sorted(unreadable.items())],
+    }
 
 
 def _treeshap(receipts: list[Receipt]) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from batch_explain.engine.artifacts import Artifacts
+from batch_explain.engine.estimate import batch_rows
 from batch_explain.engine.schema import check_columns, id_fields, some_of
 from batch_explain.errors import OptionError, mask_secrets
 from batch_explain.options import RunOptions
@@ -30,9 +31,6 @@ VERSION = 3
 # Features that no tree splits on are written as columns of zeros while there are at most so many of them: the table's
 # schema then stays the same when a retrained surrogate uses others. Beyond it they are only named in run.json.
 MAX_ZERO_COLUMNS = 1_000
-
-# A batch is made smaller than --batch-rows where its importances would take more memory than this.
-MAX_BATCH_BYTES = 256 << 20
 
 _PACKAGES = (
     "batch-explain", "numpy", "pandas", "pyarrow", "scipy", "scikit-learn", "lightgbm", "dask", "distributed",
@@ -163,6 +161,7 @@ class Plan:
                     "rows": file.rows,
                     "row_groups": list(file.row_groups),
                     "fingerprint": file.fingerprint,
+                    "problem": file.problem,
                 }
                 for file in self.files
             ],
@@ -271,10 +270,11 @@ def make_plan(
     InputError, OptionError
         If columns are missing, doubled or of the wrong type, or ids collide with features.
     """
-    keys = hive_types(list(files))
+    readable = [file for file in files if file.problem is None]
+    keys = hive_types(readable)
     decisions = [*artifacts.notes]
-    ids = id_fields(options, files, keys)
-    decisions += check_columns(options, files, artifacts.columns, keys, engineered=artifacts.takes_engineered)
+    ids = id_fields(options, readable, keys)
+    decisions += check_columns(options, readable, artifacts.columns, keys, engineered=artifacts.takes_engineered)
     tables = artifacts.tables(options.outputs)
     levels = artifacts.levels(tables)
     if options.outputs is None:
@@ -289,9 +289,11 @@ def make_plan(
         decisions.append(
             f"{zeros} engineered features that the surrogate cannot use are not written: they are 0 everywhere"
         )
-    batch_rows = min(options.batch_rows, max(1, MAX_BATCH_BYTES // artifacts.row_bytes))
-    if batch_rows < options.batch_rows:
-        decisions.append(f"batches have {batch_rows} rows instead of {options.batch_rows}, because the rows are wide")
+    of_a_batch = batch_rows(options, artifacts)
+    if of_a_batch < options.batch_rows:
+        why = "the rows are wide" if options.memory_limit is None else "memory is limited or the rows are wide"
+        decisions.append(f"batches have {of_a_batch} rows instead of {options.batch_rows}, because {why}")
+    decisions += [f"{file.path} is left out: it cannot be read ({file.problem})" for file in files if file.problem]
     if options.limit is not None:
         decisions.append(f"a trial: only the first {options.limit} rows are explained")
     if not options.id_columns:
@@ -299,7 +301,7 @@ def make_plan(
     return Plan(
         options=options,
         files=tuple(files),
-        partitions=tuple(cut(files, options.partition_rows, options.limit)),
+        partitions=tuple(cut(readable, options.partition_rows, options.limit)),
         tables={}
         if prediction is None
         else _tables(artifacts, tables, ids, written, prediction=prediction, stored=_STORED[options.dtype]),
@@ -309,7 +311,7 @@ def make_plan(
         model_columns=tuple(dict(options.columns_map).get(c.name, c.name) for c in artifacts.columns),
         written=written,
         used=artifacts.explainer.used,
-        batch_rows=batch_rows,
+        batch_rows=of_a_batch,
         learned=artifacts.explainer.learned(),
         run_id=uuid.uuid4().hex,
         artifacts={} if prediction is None else artifact_digests(options),

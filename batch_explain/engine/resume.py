@@ -19,7 +19,7 @@ from batch_explain.storage.receipts import (
 # Places are compared by what is in them; how, where and how patiently the work is done changes no result.
 _FREE = {
     "input", "output", "model", "explainer", "feature_map", "overwrite", "resume", "scheduler", "workers",
-    "task_timeout",
+    "task_timeout", "memory_limit", "max_bad_rows", "max_bad_files",
 }  # fmt: skip
 
 

@@ -1,21 +1,25 @@
 """One run: plan, tasks, finalize."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
-from batch_explain.engine.artifacts import Artifacts, name_outputs
-from batch_explain.engine.executors import executor_for
+from batch_explain.engine.artifacts import Artifacts, Batch, name_outputs
+from batch_explain.engine.estimate import TIMED_ROWS, Estimate, estimate, time_of_a_row
+from batch_explain.engine.executors import cores, executor_for
 from batch_explain.engine.finalize import finalize
 from batch_explain.engine.plan import Partition, Plan, make_plan, write_plan
+from batch_explain.engine.quarantine import Limits
 from batch_explain.engine.resume import finished, resumed
 from batch_explain.engine.task import Context, explain_rows
-from batch_explain.errors import InputError, InterruptedRunError
+from batch_explain.errors import BadDataError, InputError, InterruptedRunError, UnreadableFileError
 from batch_explain.events import (
     ArtifactsLoaded,
     Event,
@@ -32,6 +36,8 @@ from batch_explain.storage.attempts import forget_attempts
 from batch_explain.storage.dataset import InputFile, discover
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import claim_output
+
+_LOOKED_AT = 1_000  # rows of a file, in search of one that can be explained
 
 
 def explain_dataset(*, observers: Sequence[Observer] = (), **options: Any) -> Run:
@@ -74,7 +80,7 @@ def run(options: RunOptions, observers: Sequence[Observer] = ()) -> Run:
 
     output = Location(options.output)
     with _reading_errors():
-        files = discover(options.input)
+        files = discover(options.input, options.max_bad_files)
         claim = claim_output(options)
         artifacts = Artifacts.load(options)
         loaded = time.perf_counter()
@@ -84,7 +90,8 @@ def run(options: RunOptions, observers: Sequence[Observer] = ()) -> Run:
         if claim.resumes:
             plan = resumed(plan)
         planned = time.perf_counter()
-        emit(RunPlanned(len(files), plan.rows, len(plan.partitions), str(output)))
+        expected = _estimate(plan, artifacts)
+        emit(RunPlanned(len(files), plan.rows, len(plan.partitions), str(output), **dataclasses.asdict(expected)))
         if claim.resumes and is_finished(output):
             emit(RunFinished(plan.rows, time.perf_counter() - started, str(output)))
             return open_run(options.output)
@@ -99,12 +106,16 @@ def run(options: RunOptions, observers: Sequence[Observer] = ()) -> Run:
                 forget_attempts(output)
                 write_plan(plan)
             if claim.resumes:
-                emit(RunResumed(len(done), sum(receipt.rows_explained for receipt in done)))
+                emit(RunResumed(len(done), sum(receipt.rows_in for receipt in done)))
             ready = time.perf_counter()
             emit(WorkersReady(options.scheduler, executor.workers, executor.dashboard))
             have = {receipt.index for receipt in done}
+            limits = Limits(plan)
+            for receipt in done:
+                limits.add(receipt)
             for receipt in executor.run([part for part in plan.partitions if part.index not in have]):
-                emit(PartitionDone(receipt.index, receipt.rows_explained, receipt.worker["seconds"]))
+                emit(PartitionDone(receipt.index, receipt.rows_in, receipt.worker["seconds"]))
+                limits.add(receipt)
                 lock.check()
             explained = time.perf_counter()
         timings = {
@@ -157,10 +168,9 @@ def plan_run(options: RunOptions, files: Sequence[InputFile], artifacts: Artifac
     InputError, OptionError, ArtifactError, BadDataError
         Whatever can be known before the work.
     """
-    first = next((file for file in files if file.rows), None)
     predicted = None
-    if first is not None:
-        batch = explain_rows(Context(make_plan(options, files, artifacts, None), artifacts), Partition(0, first, 0, 1))
+    if any(file.rows for file in files):
+        batch = _first_explained(options, files, artifacts)
         artifacts = name_outputs(artifacts)
         predicted = None if batch.predictions is None else batch.predictions.prediction
     elif artifacts.explainer.learns_from_rows:
@@ -169,6 +179,43 @@ def plan_run(options: RunOptions, files: Sequence[InputFile], artifacts: Artifac
             "learned from a first row. Pass a dataset with rows."
         )
     return make_plan(options, files, artifacts, _prediction_type(artifacts, predicted)), artifacts
+
+
+def _first_explained(options: RunOptions, files: Sequence[InputFile], artifacts: Artifacts) -> Batch:
+    """The first row that can be explained; the first of all, unless bad rows or files are allowed."""
+    context = Context(make_plan(options, files, artifacts, None), artifacts)
+    allowed = options.bad_rows_allowed(sum(file.rows for file in files))
+    for file in files:
+        for row in range(min(file.rows, allowed + 1, _LOOKED_AT)):
+            try:
+                return explain_rows(context, Partition(0, file, row, row + 1))
+            except UnreadableFileError as error:
+                if not options.max_bad_files:
+                    raise
+                refused: BadDataError = error
+                break
+            except BadDataError as error:
+                if not allowed:
+                    raise
+                refused = error
+    raise refused
+
+
+def _estimate(plan: Plan, artifacts: Artifacts) -> Estimate:
+    """What the run will take, by the time of its first rows."""
+    part, tasks = plan.partitions[0], min(plan.options.workers or cores(), len(plan.partitions))
+
+    def explain(rows: int) -> Batch:
+        return explain_rows(Context(plan, artifacts), replace(part, stop=min(part.stop, part.start + rows)))
+
+    seconds = time_of_a_row(explain) if part.rows >= TIMED_ROWS else None
+    return estimate(
+        artifacts,
+        plan.tables,
+        rows=plan.rows,
+        of_a_batch=plan.batch_rows,
+        row_seconds=None if seconds is None else seconds / tasks,
+    )
 
 
 def _prediction_type(artifacts: Artifacts, first: np.ndarray | None) -> pa.DataType:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +20,25 @@ from threadpoolctl import ThreadpoolController
 
 from batch_explain.engine.artifacts import Artifacts, Batch
 from batch_explain.engine.plan import Partition, Plan
-from batch_explain.errors import BadDataError, BatchExplainError, IntegrityError, InterruptedRunError
+from batch_explain.engine.quarantine import (
+    BadRow,
+    explain_good_rows,
+    first_refused,
+    kinds,
+    row_as_json,
+    short,
+    too_many,
+    without_value,
+    write_quarantine,
+)
+from batch_explain.errors import (
+    BadDataError,
+    BatchExplainError,
+    IntegrityError,
+    InterruptedRunError,
+    StoppedError,
+    UnreadableFileError,
+)
 from batch_explain.storage.atomic import FileRecord, NewFile
 from batch_explain.storage.attempts import attempt
 from batch_explain.storage.dataset import read_batches
@@ -35,6 +52,7 @@ from batch_explain.teachers.columns import BadValueError
 
 ADDITIVITY_TOLERANCE = 1e-6
 CHECKED_ROWS = 256
+_READINGS = 2
 _LEVELS = ("engineered", "raw")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
@@ -60,6 +78,9 @@ class _Tally:
     residual: float | None = None
     checked: int = 0
     imputed: dict[str, int] = field(default_factory=dict)
+    padded: dict[str, int] = field(default_factory=dict)
+    bad: list[BadRow] = field(default_factory=list)
+    unreadable: str | None = None
 
 
 def run_partition(context: Context, partition: Partition) -> Receipt:
@@ -95,54 +116,87 @@ def _work(context: Context, partition: Partition, output: Location) -> Receipt:
     started = time.perf_counter()
     _keep_freed_memory()
     plan = context.plan
-    tally = _Tally()
-    tables = [spec for specs in plan.tables.values() for spec in specs]
-    with (
-        _native_libraries(len(sys.modules)).limit(limits=1, user_api="openmp"),
-        PartWriter(output, tables, partition.index, plan.options.pyarrow_compression) as writer,
-    ):
+    with _native_libraries(len(sys.modules)).limit(limits=1, user_api="openmp"):
+        tally, files = _explain_and_write(context, partition, output)
+    if tally.bad:
+        files.append(write_quarantine(output, partition.index, partition.file.path, tally.bad))
+    partial = _write_partial(output, partition.index, tally)
+    receipt = Receipt(
+        index=partition.index,
+        run_id=plan.run_id,
+        rows_in=tally.read,
+        rows_explained=tally.rows,
+        rows_quarantined=len(tally.bad),
+        files=tuple(files),
+        partial=partial,
+        statistics={
+            "fidelity": fidelity.to_json(tally.followed),
+            "additivity_residual": tally.residual,
+            "additivity_rows": tally.checked,
+            "imputed": tally.imputed,
+            "padded": tally.padded,
+            "reasons": kinds(row.reason for row in tally.bad),
+            "unreadable": tally.unreadable,
+        },
+        worker={
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "treeshap": context.artifacts.explainer.treeshap,
+            "artifacts_loaded_at": context.loaded_at,
+            "seconds": round(time.perf_counter() - started, 4),
+            "peak_rss_bytes": peak_rss_bytes(),
+        },
+    )
+    # another attempt may have come first: its receipt is as good, and may be listed in run.json already
+    if (done := valid_receipt(output, partition.index, plan.run_id)) is not None:
+        return done
+    write_receipt(output, receipt)
+    return receipt
+
+
+def _explain_and_write(context: Context, partition: Partition, output: Location) -> tuple[_Tally, list[FileRecord]]:
+    """Write a partition's parts; without rows, where its file cannot be read and may be left out."""
+    for _ in range(_READINGS):  # a storage that fails once is no damaged file
+        try:
+            return _write_parts(context, partition, output)
+        except UnreadableFileError as error:
+            if not context.plan.options.max_bad_files:
+                raise
+            reason = str(error)
+    bad = [BadRow(row, reason, None) for row in range(partition.start, partition.stop)]
+    with _part_writer(context.plan, partition, output) as writer:
+        return _Tally(read=partition.rows, bad=bad, unreadable=reason), writer.commit()
+
+
+def _write_parts(context: Context, partition: Partition, output: Location) -> tuple[_Tally, list[FileRecord]]:
+    plan, tally = context.plan, _Tally()
+    allowed = plan.options.bad_rows_allowed(plan.rows)
+    with _part_writer(plan, partition, output) as writer:
         for table, first in _batches(plan, partition):
             if context.stopping.is_set():
-                raise InterruptedRunError(f"{_rows_of(partition)} were given up, because the run stops.")
+                raise StoppedError(f"{_rows_of(partition)} were given up, because the run stops.")
             tally.read += table.num_rows
-            batch = _explain(context, table, partition, first)
-            _count(tally, context, batch, partition, first)
-            _write(writer, plan, table, batch, partition, first)
-        if tally.rows != partition.rows:
+            batch, kept, bad = _explain_good(context, table, partition, first, allowed - len(tally.bad))
+            tally.bad += bad
+            if len(tally.bad) > allowed:
+                # beside what is done: the run ends here, and its user wants to see them
+                write_quarantine(output, partition.index, partition.file.path, tally.bad)
+                raise too_many(plan, kinds(row.reason for row in tally.bad), output)
+            if batch is not None:
+                _count(tally, context, batch, partition, first + kept)
+                _write(writer, plan, table.take(kept) if bad else table, batch, partition, first + kept)
+        if tally.rows + len(tally.bad) != partition.rows:
             raise IntegrityError(
                 f"{_rows_of(partition)} gave {tally.rows} rows instead of {partition.rows}. The file was changed "
                 "during the run: start the run again with --overwrite."
             )
         _still_ours(output, plan)
-        files = writer.commit()
-        partial = _write_partial(output, partition.index, tally)
-        receipt = Receipt(
-            index=partition.index,
-            run_id=plan.run_id,
-            rows_in=tally.read,
-            rows_explained=tally.rows,
-            files=tuple(files),
-            partial=partial,
-            statistics={
-                "fidelity": fidelity.to_json(tally.followed),
-                "additivity_residual": tally.residual,
-                "additivity_rows": tally.checked,
-                "imputed": tally.imputed,
-            },
-            worker={
-                "host": platform.node(),
-                "pid": os.getpid(),
-                "treeshap": context.artifacts.explainer.treeshap,
-                "artifacts_loaded_at": context.loaded_at,
-                "seconds": round(time.perf_counter() - started, 4),
-                "peak_rss_bytes": peak_rss_bytes(),
-            },
-        )
-        # another attempt may have come first: its receipt is as good, and may be listed in run.json already
-        if (done := valid_receipt(output, partition.index, plan.run_id)) is not None:
-            return done
-        write_receipt(output, receipt)
-    return receipt
+        return tally, writer.commit()
+
+
+def _part_writer(plan: Plan, partition: Partition, output: Location) -> PartWriter:
+    tables = [spec for specs in plan.tables.values() for spec in specs]
+    return PartWriter(output, tables, partition.index, plan.options.pyarrow_compression)
 
 
 def _rows_of(partition: Partition) -> str:
@@ -231,58 +285,66 @@ def _input_columns(plan: Plan) -> list[str]:
     return list(dict.fromkeys([*plan.model_columns, *plan.ids]))
 
 
+def _model_columns(context: Context, table: pa.Table) -> pa.Table:
+    """The columns that the model needs, by its names."""
+    names = [column.name for column in context.artifacts.columns]
+    return table.select(context.plan.model_columns).rename_columns(names)
+
+
 def _explain(context: Context, table: pa.Table, partition: Partition, first: int) -> Batch:
     """Explain a batch; a value that the model cannot take is named by file, row and column."""
-    artifacts = context.artifacts
-    table = table.select(context.plan.model_columns).rename_columns([column.name for column in artifacts.columns])
-    explain = functools.partial(artifacts.explain, levels=context.plan.levels)
+    explain = functools.partial(context.artifacts.explain, levels=context.plan.levels)
+    rows = _model_columns(context, table)
     try:
-        return explain(table)
+        return explain(rows)
     except (BatchExplainError, OSError, MemoryError):
         raise
     except BadValueError as error:
         raise BadDataError(
             f"Column '{error.column}' {error.reason} in row {first + error.row} of {partition.file.path}. Mend or "
-            "remove the row."
+            "remove the row, or pass --max-bad-rows to go on without."
         ) from error
     except Exception as error:
         # models refuse rows with exceptions of any type; the first guilty row makes the message useful
-        row, reason = _first_refused(explain, table, error)
-        where = f"row {first + row}" if row is not None else f"rows {first} to {first + table.num_rows}"
-        raise BadDataError(
-            f"The model cannot take {where} of {partition.file.path}: {_short(reason)}. Mend or remove the row."
-        ) from error
+        row, reason = first_refused(explain, rows, error)
+        raise _refused(reason, partition, first, table.num_rows, row) from error
 
 
-def _first_refused(
-    explain: Callable[[pa.Table], Batch], table: pa.Table, error: Exception
-) -> tuple[int | None, Exception]:
-    """Bisect to the first row that is refused alone; None where only several rows together are."""
-    low, high = 0, table.num_rows
-    while high - low > 1:
-        middle = (low + high) // 2
-        try:
-            explain(table.slice(low, middle - low))
-        except Exception as refused:  # the same exceptions that made the whole batch fail
-            error, high = refused, middle
-        else:
-            low = middle
+def _explain_good(
+    context: Context, table: pa.Table, partition: Partition, first: int, allowed: int
+) -> tuple[Batch | None, np.ndarray, list[BadRow]]:
+    """Explain the rows of a batch that can be, where others may be left out: batch, their positions, the others."""
+    if not allowed:
+        return _explain(context, table, partition, first), np.arange(table.num_rows), []
+    explain = functools.partial(context.artifacts.explain, levels=context.plan.levels)
     try:
-        explain(table.slice(low, 1))
-    except Exception as refused:
-        return low, refused
-    return None, error
+        batch, kept, bad = explain_good_rows(explain, _model_columns(context, table), allowed)
+    except (BatchExplainError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise _refused(error, partition, first, table.num_rows) from error
+    if context.plan.options.no_row_values:
+        return batch, kept, [BadRow(first + at, without_value(why), None) for at, why in bad]
+    return batch, kept, [BadRow(first + at, why, row_as_json(table, at)) for at, why in bad]
 
 
-def _count(tally: _Tally, context: Context, batch: Batch, partition: Partition, first: int) -> None:
+def _refused(reason: Exception, partition: Partition, first: int, rows: int, guilty: int | None = None) -> BadDataError:
+    where = f"rows {first} to {first + rows} together" if guilty is None else f"row {first + guilty}"
+    alone = " Mend or remove the row, or pass --max-bad-rows to go on without." if guilty is not None else ""
+    return BadDataError(f"The model cannot take {where} of {partition.file.path}: {short(reason)}.{alone}")
+
+
+def _count(tally: _Tally, context: Context, batch: Batch, partition: Partition, rows: np.ndarray) -> None:
+    """Add a batch up; ``rows`` are the positions of its rows in the file."""
     artifacts = context.artifacts
     tally.rows += batch.margins.shape[1]
     for level, values in (("engineered", batch.engineered), ("raw", batch.raw)):
         if values is not None:
             found = Moments.of(values)
             tally.moments[level] = tally.moments[level].merge(found) if level in tally.moments else found
-    for column, nulls in batch.imputed.items():
-        tally.imputed[column] = tally.imputed.get(column, 0) + nulls
+    for total, counts in ((tally.imputed, batch.imputed), (tally.padded, batch.padded)):
+        for column, count in counts.items():
+            total[column] = total.get(column, 0) + count
     if batch.predictions is not None:
         followed = fidelity.fidelity_of(
             batch.margins,
@@ -291,17 +353,16 @@ def _count(tally: _Tally, context: Context, batch: Batch, partition: Partition, 
             labels=artifacts.surrogate_labels,
         )
         tally.followed = fidelity.merge(tally.followed, followed)
-    _check_additivity(tally, context, batch, partition, first)
+    _check_additivity(tally, context, batch, partition, rows)
 
 
-def _check_additivity(tally: _Tally, context: Context, batch: Batch, partition: Partition, first: int) -> None:
+def _check_additivity(tally: _Tally, context: Context, batch: Batch, partition: Partition, rows: np.ndarray) -> None:
     """Compare expected value + importances with the margin that the surrogate gives without SHAP."""
-    rows = batch.margins.shape[1]
-    chosen = np.arange(rows)
-    if context.plan.options.check == "sample" and rows > CHECKED_ROWS:
-        chosen = np.unique(np.linspace(0, rows - 1, CHECKED_ROWS).astype(np.int64))
+    chosen = np.arange(len(rows))
+    if context.plan.options.check == "sample" and len(rows) > CHECKED_ROWS:
+        chosen = np.unique(np.linspace(0, len(rows) - 1, CHECKED_ROWS).astype(np.int64))
     margins = context.artifacts.explainer.margins(batch.matrix[chosen])
-    if margins is None or not rows:
+    if margins is None or not len(rows):
         return
     values = batch.raw if batch.engineered is None else batch.engineered
     assert values is not None
@@ -314,14 +375,16 @@ def _check_additivity(tally: _Tally, context: Context, batch: Batch, partition: 
     if context.artifacts.explainer.additive and not largest <= ADDITIVITY_TOLERANCE:
         output, worst = np.unravel_index(int(residuals.argmax()), residuals.shape)
         raise IntegrityError(
-            f"The importances of row {first + int(chosen[worst])} of {partition.file.path} miss the surrogate's margin "
+            f"The importances of row {int(rows[chosen[worst]])} of {partition.file.path} miss the surrogate's margin "
             f"by {largest:.3g} (output {int(output)}; allowed {ADDITIVITY_TOLERANCE:g}). The explainer is damaged or "
             "its trees have counts that do not fit: make the explainer again."
         )
 
 
-def _write(writer: PartWriter, plan: Plan, table: pa.Table, batch: Batch, partition: Partition, first: int) -> None:
-    ids = _ids(plan, table, partition, first)
+def _write(
+    writer: PartWriter, plan: Plan, table: pa.Table, batch: Batch, partition: Partition, rows: np.ndarray
+) -> None:
+    ids = _ids(plan, table, partition, rows)
     for level, specs in plan.tables.items():
         if level == "predictions":
             assert batch.predictions is not None
@@ -341,11 +404,11 @@ def _write(writer: PartWriter, plan: Plan, table: pa.Table, batch: Batch, partit
             writer.write(spec.folder, [*ids, *arrays])
 
 
-def _ids(plan: Plan, table: pa.Table, partition: Partition, first: int) -> list[pa.Array]:
+def _ids(plan: Plan, table: pa.Table, partition: Partition, rows: np.ndarray) -> list[pa.Array]:
     if not plan.ids:
         return [
             pa.repeat(pa.scalar(partition.file.path), table.num_rows),
-            pa.array(np.arange(first, first + table.num_rows)),
+            pa.array(rows),
         ]
     arrays = []
     for name in plan.ids:
@@ -413,8 +476,3 @@ def peak_rss_bytes() -> int | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _short(error: Any) -> str:
-    text = next((line.strip() for line in str(error).splitlines() if line.strip() not in ("", "DataException:")), "")
-    return f"{type(error).__name__}: {text.removeprefix('Message: ')}"[:400].rstrip(": .")

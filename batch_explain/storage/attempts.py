@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
-from batch_explain.errors import mask_secrets
+from batch_explain.errors import StoppedError, mask_secrets
 from batch_explain.storage.atomic import NewFile
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.tables import part_name
@@ -55,6 +55,8 @@ def attempt(output: Location, index: int) -> Iterator[None]:
     _write(output, mine)
     try:
         yield
+    except StoppedError:
+        raise
     except Exception as error:
         _write(output, Attempt(index, mine.host, mine.pid, mine.began, tries, mask_secrets(str(error))[:2_000]))
         raise

@@ -10,12 +10,14 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batch_explain.errors import BadDataError, InputError
+from batch_explain.errors import BadDataError, InputError, UnreadableFileError
 from batch_explain.storage.filesystems import Location
 
 _GLOB_CHARACTERS = frozenset("*?[")
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _FOOTER_THREADS = 8
+READ_BYTES = 64 << 20  # of all columns together, while a file is read
+_BUFFER_BYTES, _SMALLEST_BUFFER = 1 << 20, 16 << 10  # of one column
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class InputFile:
         The file's own columns; empty in a plan that was read back.
     hive : tuple of (str, str or None)
         Keys and values of its ``key=value`` folders.
+    problem : str or None
+        Why it cannot be read; it has no rows then.
     """
 
     path: str
@@ -48,20 +52,23 @@ class InputFile:
     fingerprint: str
     schema: pa.Schema = field(repr=False, default_factory=lambda: pa.schema([]))
     hive: tuple[tuple[str, str | None], ...] = ()
+    problem: str | None = None
 
 
-def discover(url: str) -> list[InputFile]:
+def discover(url: str, max_bad_files: int = 0) -> list[InputFile]:
     """List the parquet files of a dataset, sorted by path, with their footers read.
 
     Parameters
     ----------
     url : str
         A file, a folder (searched to any depth; names that begin with ``_`` or ``.`` are not data), or a glob.
+    max_bad_files : int
+        So many files that are not readable parquet are listed with their ``problem`` and without rows.
 
     Raises
     ------
     InputError
-        If nothing is there, or a file is not readable parquet.
+        If nothing is there, or more files than allowed are not readable parquet.
     """
     place = Location(url)
     try:
@@ -80,6 +87,14 @@ def discover(url: str) -> list[InputFile]:
     prefix = root.path.rstrip("/") + "/"
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         files = list(pool.map(lambda path: _read_footer(root.at(path), path.removeprefix(prefix)), paths))
+    bad = [file for file in files if file.problem is not None]
+    if len(bad) > max_bad_files or len(bad) == len(files):
+        others = f" ({len(bad)} of {len(files)} files are not)" if len(bad) > 1 else ""
+        raise InputError(
+            f"The file {root.join(bad[0].path)} is not a readable parquet file{others}: {bad[0].problem}. Write it "
+            "again, move it out of the dataset, name the files to read by a glob such as 'folder/*.parquet', or pass "
+            "--max-bad-files to go on without."
+        )
     return sorted(files, key=lambda file: file.path)
 
 
@@ -127,10 +142,7 @@ def _read_footer(place: Location, path: str) -> InputFile:
             metadata, schema = parquet.metadata, parquet.schema_arrow
             size, fingerprint = _fingerprint(stream)
     except (OSError, pa.ArrowException) as error:
-        raise InputError(
-            f"The file {place} is not a readable parquet file: {_first_line(error)}. Write it again, move it out of "
-            "the dataset, or name the files to read by a glob such as 'folder/*.parquet'."
-        ) from error
+        return InputFile(path, place.url, 0, 0, (), "unreadable", hive=hive_keys(path), problem=_first_line(error))
     return InputFile(
         path=path,
         url=place.url,
@@ -193,8 +205,10 @@ def read_batches(file: InputFile, *, start: int, stop: int, columns: list[str], 
 
     Raises
     ------
-    BadDataError
+    UnreadableFileError
         If the file cannot be read, or has fewer rows than its footer says.
+    BadDataError
+        If it is another file than the one that was planned with.
     """
     groups, before = _overlapping(file.row_groups, start, stop)
     skip, wanted = start - before, stop - start
@@ -207,7 +221,8 @@ def read_batches(file: InputFile, *, start: int, stop: int, columns: list[str], 
                     f"{file.path} was changed after the run was planned: rows of two versions would be mixed. Start "
                     "the run again."
                 )
-            parquet = pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20)
+            buffer = min(_BUFFER_BYTES, max(_SMALLEST_BUFFER, READ_BYTES // max(1, len(columns))))
+            parquet = pq.ParquetFile(stream, pre_buffer=False, buffer_size=buffer)
             # a column named twice or nested must not slip in: select by exact name afterwards
             for batch in parquet.iter_batches(batch_rows, row_groups=groups, columns=columns, use_threads=False):
                 if not columns:
@@ -228,12 +243,12 @@ def read_batches(file: InputFile, *, start: int, stop: int, columns: list[str], 
                 if not wanted:
                     break
     except (OSError, pa.ArrowException) as error:
-        raise BadDataError(
+        raise UnreadableFileError(
             f"Rows {start} to {stop} of {file.path} cannot be read: {_first_line(error)}. The file is damaged or was "
             "changed during the run: write it again and start the run again."
         ) from error
     if wanted:
-        raise BadDataError(
+        raise UnreadableFileError(
             f"{file.path} ended {wanted} rows before row {stop}, which its footer promises. Write the file again."
         )
     if held:

@@ -12,7 +12,7 @@ from batch_explain.storage.atomic import FileRecord, write_json
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.tables import part_name
 
-VERSION = 1
+VERSION = 2
 RECEIPTS_FOLDER = "_run/receipts"
 PARTIALS_FOLDER = "_run/partials"
 
@@ -27,14 +27,14 @@ class Receipt:
         The partition's number in the plan.
     run_id : str
         The run that it belongs to.
-    rows_in, rows_explained : int
-        Rows read, and rows written to every table.
+    rows_in, rows_explained, rows_quarantined : int
+        Rows read, rows written to every table, and rows written to the quarantine instead.
     files : tuple of FileRecord
         Its parts.
     partial : FileRecord
         Its partial summary.
     statistics : dict
-        Mergeable scalars: fidelity, additivity, conversions (see ``engine.task``).
+        Mergeable scalars: fidelity, additivity, conversions, reasons (see ``engine.task``).
     worker : dict
         Process, seconds and memory; the only content that differs between two attempts.
     """
@@ -43,6 +43,7 @@ class Receipt:
     run_id: str
     rows_in: int
     rows_explained: int
+    rows_quarantined: int
     files: tuple[FileRecord, ...]
     partial: FileRecord
     statistics: dict[str, Any]
@@ -120,9 +121,10 @@ def valid_receipt(root: Location, index: int, run_id: str, sizes: Mapping[str, i
 def names_and_sizes(root: Location, folder: str) -> dict[str, int]:
     """Path relative to ``root`` -> bytes, of the files directly in a folder of it; none where there is no folder."""
     place = root.join(folder)
-    if not place.fs.isdir(place.path):
+    try:
+        entries = place.fs.ls(place.path, detail=True)
+    except FileNotFoundError:
         return {}
-    entries = place.fs.ls(place.path, detail=True)
     return {
         f"{folder}/{e['name'].rstrip('/').rsplit('/', 1)[-1]}": int(e["size"]) for e in entries if e["type"] == "file"
     }

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,7 @@ class AutoMLTeacher:
         trained = self._featurizer._columns_types_mapping
         if trained is None:
             return tuple(Column(name) for name in self._featurizer._raw_feature_names)
-        imputing = _imputing_columns(self._featurizer)
+        imputing, categories = _imputing_columns(self._featurizer), _categories(self._featurizer)
         # The featurizer refuses a whole batch for one null in an integer column although its own imputer would fill
         # it. Telling it that the column is float64 lets the imputer do its work; integers pass through unchanged.
         self._featurizer._columns_types_mapping = {
@@ -86,6 +86,7 @@ class AutoMLTeacher:
                 name,
                 dtype if isinstance(dtype, np.dtype) and dtype.kind in _KNOWN_KINDS else None,
                 imputes_null=name in imputing,
+                categories=categories.get(name, frozenset()),
             )
             for name, dtype in trained.items()
         )
@@ -142,12 +143,28 @@ def _classes(model: Any) -> tuple[Any, ...] | None:
 def _imputing_columns(featurizer: Any) -> set[str]:
     """Columns whose every transformer begins by filling nulls."""
     first_steps: dict[str, set[str]] = {}
+    for column, steps in _transformers(featurizer):
+        first_steps.setdefault(column, set()).add(type(steps[0]).__name__)
+    return {column for column, names in first_steps.items() if names <= _FILL_NULLS}
+
+
+def _categories(featurizer: Any) -> dict[str, frozenset[str]]:
+    """Column -> the categories that its featurizer learned, in lower case; only of columns that are nothing else."""
+    found: dict[str, frozenset[str]] = {}
+    for column, steps in _transformers(featurizer):
+        vocabulary = getattr(steps[-1], "vocabulary_", None)
+        if vocabulary is not None:
+            found[column] = frozenset(str(word).lower() for word in vocabulary)
+    return found
+
+
+def _transformers(featurizer: Any) -> Iterator[tuple[str, list[Any]]]:
+    """Each column with the steps of each transformer that takes it."""
     mappers = [featurizer.mapper] if featurizer.mapper is not None else [
         entry.mapper for entry in featurizer.transformer_and_mapper_list
     ]  # fmt: skip
     for mapper in mappers:
         for columns, transformer, *_ in mapper.features:
-            first = transformer.steps[0][1] if hasattr(transformer, "steps") else transformer
+            steps = [step for _, step in transformer.steps] if hasattr(transformer, "steps") else [transformer]
             for column in [columns] if isinstance(columns, str) else columns:
-                first_steps.setdefault(column, set()).add(type(first).__name__)
-    return {column for column, names in first_steps.items() if names <= _FILL_NULLS}
+                yield column, steps

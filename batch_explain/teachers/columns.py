@@ -38,11 +38,14 @@ class Column:
         What it was trained on; None when the model does not say (then the file's own type is passed on).
     imputes_null : bool
         Whether an integer column's featurizer fills nulls by itself.
+    categories : frozenset of str
+        Those that the featurizer learned, in lower case; empty where it holds none.
     """
 
     name: str
     dtype: np.dtype[Any] | None = None
     imputes_null: bool = False
+    categories: frozenset[str] = frozenset()
 
 
 class BadValueError(Exception):
@@ -100,6 +103,21 @@ def conversion_note(column: Column, arrow_type: pa.DataType) -> str | None:
     if column.dtype is None or kind in (_TRAINED_KINDS[column.dtype.kind], "null"):
         return None
     return f"column '{column.name}' has type {arrow_type} in the file and was read as {column.dtype}"
+
+
+def count_padded(values: pa.ChunkedArray, column: Column) -> int:
+    """Count texts that are a category which the model knows, but for surrounding blanks: it takes them for unknown."""
+    if not column.categories:
+        return 0
+    counted = pc.value_counts(_flat(values))
+    return sum(
+        pair["counts"]
+        for pair in counted.to_pylist()
+        if isinstance(text := pair["values"], str)
+        and text != text.strip()
+        and text.lower() not in column.categories
+        and text.strip().lower() in column.categories
+    )
 
 
 def to_frame(table: pa.Table, columns: Sequence[Column]) -> tuple[pd.DataFrame, dict[str, int]]:

@@ -1,0 +1,119 @@
+"""What a run will take, told before it begins: memory of a worker, size of the results, time."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psutil
+import pyarrow as pa
+
+from batch_explain.engine.artifacts import Artifacts
+from batch_explain.errors import BatchExplainError, OptionError
+from batch_explain.options import RunOptions
+from batch_explain.storage.dataset import READ_BYTES
+from batch_explain.storage.tables import TableSpec
+
+# A batch is made smaller than --batch-rows where its importances would take more memory than this.
+MAX_BATCH_BYTES = 80 << 20
+_FEWEST_ROWS = 100  # of a batch: below it, a run would take for ever
+_KEPT_FREE = 0.85  # of the limit: what is not foreseen, and what the allocator keeps
+_TEXT_BYTES = 64  # of a value in the featurizer
+TIMED_ROWS, _TIMED_SECONDS = 256, 2.0
+_OVERHEAD = 1.3  # reading, writing and statistics, of the time to explain
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take.
+
+    Parameters
+    ----------
+    worker_bytes : int
+        Peak resident memory of a worker process.
+    output_bytes : int
+        Size of all tables, before compression.
+    seconds : float or None
+        From when the workers are ready to their end, with one task a core; None where it was not measured.
+    """
+
+    worker_bytes: int
+    output_bytes: int
+    seconds: float | None = None
+
+
+def batch_rows(options: RunOptions, artifacts: Artifacts) -> int:
+    """Rows of a batch: ``--batch-rows``, or fewer where rows are wide or memory is limited.
+
+    Raises
+    ------
+    OptionError
+        If ``--memory-limit`` is too small for any batch.
+    """
+    row = row_bytes(artifacts)
+    most = min(options.batch_rows, max(1, MAX_BATCH_BYTES // artifacts.row_bytes))
+    if options.memory_limit is None:
+        return most
+    left = int(options.memory_limit * _KEPT_FREE) - base_bytes()
+    fewest = min(most, _FEWEST_ROWS)
+    if left < fewest * row:
+        needed = (base_bytes() + fewest * row) / _KEPT_FREE
+        raise OptionError(
+            f"--memory-limit is {options.memory_limit / 1e6:,.0f} MB, but a worker needs {needed / 1e6:,.0f} MB: the "
+            f"libraries, the model and the explainer take {base_bytes() / 1e6:,.0f} MB before the first row. Give it "
+            "more, or make --table-memory smaller."
+        )
+    return min(most, left // row)
+
+
+def row_bytes(artifacts: Artifacts) -> int:
+    """What a row of a batch takes: as it is read, featurized, explained and written."""
+    raw = sum(_TEXT_BYTES if c.dtype is None or c.dtype.kind == "O" else 16 for c in artifacts.columns)
+    return raw + artifacts.row_bytes
+
+
+def base_bytes() -> int:
+    """What a worker takes before its first row: as much as this process, which has loaded the same, and reading."""
+    return int(psutil.Process().memory_info().rss) + READ_BYTES
+
+
+def estimate(
+    artifacts: Artifacts,
+    tables: dict[str, tuple[TableSpec, ...]],
+    *,
+    rows: int,
+    of_a_batch: int,
+    row_seconds: float | None,
+) -> Estimate:
+    """Estimate a run of so many rows, in batches of so many; ``row_seconds`` are of all workers together."""
+    values = sum(_width(field.type) for specs in tables.values() for spec in specs for field in spec.schema)
+    return Estimate(
+        worker_bytes=base_bytes() + min(rows, of_a_batch) * row_bytes(artifacts),
+        output_bytes=rows * values,
+        seconds=None if row_seconds is None else _OVERHEAD * rows * row_seconds,
+    )
+
+
+def time_of_a_row(explain: Callable[[int], object]) -> float | None:
+    """Seconds that a row of a batch takes, without what a batch of one row takes as well.
+
+    ``explain(n)`` explains the first ``n`` rows; slow explainers are asked for a few. None where a row is refused.
+    """
+    with suppress(BatchExplainError):
+        explain(1)  # warm
+        one = _timed(explain, 1)
+        rows = int(min(TIMED_ROWS, max(2, _TIMED_SECONDS / one)))
+        return max(0.0, _timed(explain, rows) - one) / (rows - 1)
+    return None
+
+
+def _timed(explain: Callable[[int], object], rows: int) -> float:
+    began = time.perf_counter()
+    explain(rows)
+    return time.perf_counter() - began
+
+
+def _width(kind: pa.DataType) -> int:
+    with suppress(ValueError):
+        return int(kind.bit_width) // 8
+    return 16  # text

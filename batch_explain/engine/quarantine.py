@@ -1,0 +1,206 @@
+"""Rows and files that cannot be explained: found one by one, kept with their reason, counted against their limits."""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batch_explain.engine.artifacts import Batch
+from batch_explain.engine.plan import Plan
+from batch_explain.errors import BadDataError, BatchExplainError
+from batch_explain.storage.atomic import FileRecord, NewFile
+from batch_explain.storage.filesystems import Location
+from batch_explain.storage.receipts import Receipt
+from batch_explain.storage.tables import SOURCE_IDS, part_name
+from batch_explain.teachers.columns import BadValueError
+
+QUARANTINE = "quarantine"
+SCHEMA = pa.schema([*SOURCE_IDS, ("reason", pa.string()), ("row", pa.string())])
+_SHOWN_REASONS = 5
+_BY_MODEL = "the model cannot take it: "
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be explained.
+
+    Parameters
+    ----------
+    row : int
+        Its position in the file.
+    reason : str
+    content : str or None
+        Its columns as a JSON object; None with ``--no-row-values``, or where the file cannot be read.
+    """
+
+    row: int
+    reason: str
+    content: str | None
+
+
+def explain_good_rows(
+    explain: Callable[[pa.Table], Batch], table: pa.Table, allowed: int
+) -> tuple[Batch | None, np.ndarray, list[tuple[int, str]]]:
+    """Explain a batch without the rows that cannot be explained.
+
+    Parameters
+    ----------
+    explain : callable
+    table : pyarrow.Table
+        The model's columns.
+    allowed : int
+        Stop when more rows than so many are bad.
+
+    Returns
+    -------
+    batch : Batch or None
+        None where no row is left.
+    kept : ndarray of int
+        Positions of its rows in the table.
+    bad : list of (int, str)
+        Positions of the others, and why each was refused.
+
+    Raises
+    ------
+    Exception
+        What the model says of rows that it refuses only together.
+    """
+    kept, bad = np.arange(table.num_rows), list[tuple[int, str]]()
+    batch = None
+    while len(kept) and len(bad) <= allowed:
+        rest = table.take(kept) if bad else table
+        try:
+            batch = explain(rest)
+            break
+        except BadValueError as error:
+            at, reason = error.row, f"column '{error.column}' {error.reason}"
+        except (BatchExplainError, OSError, MemoryError):
+            raise
+        except Exception as error:  # models refuse rows with exceptions of any type
+            guilty, refused = first_refused(explain, rest, error)
+            if guilty is None:
+                raise
+            at, reason = guilty, f"{_BY_MODEL}{short(refused)}"
+        bad.append((int(kept[at]), reason))
+        kept = np.delete(kept, at)
+    return batch, kept, bad
+
+
+def first_refused(
+    explain: Callable[[pa.Table], Batch], table: pa.Table, error: Exception
+) -> tuple[int | None, Exception]:
+    """Bisect to the first row that is refused alone; None where only several rows together are."""
+    low, high = 0, table.num_rows
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            explain(table.slice(low, middle - low))
+        except Exception as refused:  # the same exceptions that made the whole batch fail
+            error, high = refused, middle
+        else:
+            low = middle
+    try:
+        explain(table.slice(low, 1))
+    except Exception as refused:
+        return low, refused
+    return None, error
+
+
+def row_as_json(table: pa.Table, position: int) -> str:
+    """One row as a JSON object; what JSON has no form for stands as text."""
+    return json.dumps({name: _json_value(v) for name, v in table.slice(position, 1).to_pylist()[0].items()},
+                      ensure_ascii=False, default=str)  # fmt: skip
+
+
+def write_quarantine(output: Location, index: int, path: str, rows: Sequence[BadRow]) -> FileRecord:
+    """Write a partition's bad rows, in their order; ``path`` is their file."""
+    ordered = sorted(rows, key=lambda row: row.row)
+    table = pa.table(
+        [
+            pa.repeat(pa.scalar(path), len(ordered)),
+            pa.array([row.row for row in ordered], pa.int64()),
+            pa.array([row.reason for row in ordered], pa.string()),
+            pa.array([row.content for row in ordered], pa.string()),
+        ],
+        schema=SCHEMA,
+    )
+    file = NewFile(output, f"{QUARANTINE}/{part_name(index)}.parquet")
+    try:
+        pq.write_table(table, file.stream)
+    except BaseException:
+        file.abort()
+        raise
+    return file.commit()
+
+
+def without_value(reason: str) -> str:
+    """A reason without the row's own value."""
+    if reason.startswith(_BY_MODEL):
+        return reason.split(": ", 2)[1].join([_BY_MODEL, ""])
+    return re.sub(r"(?<=' is )('.*'|\".*\"|-?[\d.]+(e[+-]?\d+)?)(?=,|$)", "…", reason)
+
+
+def kinds(reasons: Iterable[str]) -> dict[str, int]:
+    """How many rows there are of each kind of reason: the values in them left out."""
+    found = Counter(map(without_value, reasons))
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+class Limits:
+    """Bad rows and files of a run so far, against ``--max-bad-rows`` and ``--max-bad-files``."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._reasons: Counter[str] = Counter()
+        self._files = {file.path for file in plan.files if file.problem is not None}
+
+    def add(self, receipt: Receipt) -> None:
+        """Count a partition's.
+
+        Raises
+        ------
+        BadDataError
+            If there are now more than the run allows.
+        """
+        options, output = self._plan.options, Location(self._plan.options.output)
+        if receipt.statistics["unreadable"] is not None:
+            self._files.add(self._plan.partitions[receipt.index].file.path)
+            if len(self._files) > options.max_bad_files:
+                raise BadDataError(
+                    f"{len(self._files)} files cannot be read, more than --max-bad-files ({options.max_bad_files}) "
+                    f"allows: {', '.join(sorted(self._files)[:_SHOWN_REASONS])}. Write them again and start anew with "
+                    "--overwrite, or allow more and go on with --resume."
+                )
+            return
+        self._reasons.update(receipt.statistics["reasons"])
+        if sum(self._reasons.values()) > options.bad_rows_allowed(self._plan.rows):
+            raise too_many(self._plan, self._reasons, output)
+
+
+def too_many(plan: Plan, reasons: dict[str, int], output: Location) -> BadDataError:
+    """The error of a run with more bad rows than it allows."""
+    ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    listed = "; ".join(f"{count:,} × {reason}" for reason, count in ordered[:_SHOWN_REASONS])
+    more = f"; and {len(ordered) - _SHOWN_REASONS} other reasons" if len(ordered) > _SHOWN_REASONS else ""
+    return BadDataError(
+        f"{sum(reasons.values()):,} rows or more cannot be explained, which is more than --max-bad-rows "
+        f"({plan.options.max_bad_rows}) allows: {listed}{more}. They are in {output.join(QUARANTINE)}. Mend them and "
+        "start anew with --overwrite, or allow more and go on with --resume: what is done is kept."
+    )
+
+
+def short(error: Any) -> str:
+    """An exception's type and the first line that says something."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip() not in ("", "DataException:")), "")
+    return f"{type(error).__name__}: {text.removeprefix('Message: ')}"[:400].rstrip(": .")
+
+
+def _json_value(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,763 @@
+"""Proof that a run's folder holds what the run wrote, and that its values can be computed again."""
+
+import hashlib
+import json
+import os
+import random
+import re
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields, replace
+from fractions import Fraction
+from functools import cached_property
+from itertools import groupby
+from math import ceil
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from threadpoolctl import threadpool_limits
+
+from batch_explain.engine.artifacts import Artifacts, name_outputs
+from batch_explain.engine.plan import Partition, Plan, artifact_digests, versions
+from batch_explain.engine.task import Context, _batches, _explain, _write
+from batch_explain.errors import BadDataError, BatchExplainError, IntegrityError, InterruptedRunError, OptionError
+from batch_explain.options import RunOptions
+from batch_explain.results import is_finished
+from batch_explain.storage.atomic import FileRecord, sha256_of
+from batch_explain.storage.attempts import ATTEMPTS_FOLDER
+from batch_explain.storage.filesystems import Location
+from batch_explain.storage.lock import LOCK_FILE
+from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE
+from batch_explain.storage.receipts import Receipt, partial_path, read_receipt, receipt_path
+from batch_explain.storage.tables import SOURCE_IDS, PartWriter, TableSpec, part_name
+
+RUN_FILE, SUCCESS_FILE, QUARANTINE_FOLDER = "run.json", "_SUCCESS", "quarantine"
+
+# |difference| <= tolerance x max(1, the row's largest |value|)
+PREDICTION_TOLERANCE = 1e-12
+IMPORTANCE_TOLERANCE = {"float64": 1e-9, "float32": 1e-6}
+
+_THREADS = 8
+_WRITTEN_AT_THE_END = re.compile(r"feature_map\.parquet|summary/(engineered|raw)\.(parquet|json)")
+_WORKING_FILES = (LOCK_FILE, f"{ATTEMPTS_FOLDER}/")  # a killed process leaves them, and nobody reads them
+
+_Item = TypeVar("_Item")
+_Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong.
+
+    Parameters
+    ----------
+    file : str
+        Relative to the run's folder; or a file of the input, or an artifact.
+    wrong : str
+        What is wrong with it, as a sentence without the file's name.
+    cure : str
+        What to do.
+    """
+
+    file: str
+    wrong: str
+    cure: str
+
+    def __str__(self) -> str:
+        return f"{self.file} {self.wrong}. {self.cure}."
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """What was computed again.
+
+    Parameters
+    ----------
+    rows : int
+        Rows compared with the stored ones.
+    seed : int
+        Of their choice.
+    partitions_skipped : int
+        Partitions that no row was taken from, because some of their rows are in the quarantine.
+    other_versions : tuple of str
+        Packages that have another version here than when the run was planned.
+    """
+
+    rows: int
+    seed: int
+    partitions_skipped: int
+    other_versions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked in a run's folder, and what is wrong with it.
+
+    Parameters
+    ----------
+    output : str
+    finished : bool
+        Whether the run has ended well; only what is done is checked of another one.
+    partitions, planned_partitions : int
+        Partitions that have a receipt, and all.
+    files, bytes : int
+        Files that were read from beginning to end, and their size.
+    rows : int
+        Rows that the receipts account for.
+    problems : tuple of Problem
+    recomputed : Recomputed or None
+    seconds : float
+    """
+
+    output: str
+    finished: bool
+    partitions: int
+    planned_partitions: int
+    files: int
+    bytes: int
+    rows: int
+    problems: tuple[Problem, ...]
+    recomputed: Recomputed | None
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong; an unfinished run may be all right."""
+        return not self.problems
+
+    @property
+    def exit_code(self) -> int:
+        """Of the command line: 0, or that of a damaged or an unfinished run."""
+        if self.problems:
+            return IntegrityError.exit_code
+        return 0 if self.finished else InterruptedRunError.exit_code
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as one JSON object."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+def verify(
+    path: str | os.PathLike[str], *, recompute: str | int | None = None, seed: int | None = None
+) -> Verification:
+    """Check a run's folder against what the run recorded, and some of its values against the model itself.
+
+    Nothing is written. Every file is read and its checksum compared; receipts, plan, ``run.json`` and the parts' own
+    footers must agree with each other.
+
+    Parameters
+    ----------
+    path : str or path
+        The run's output folder.
+    recompute : str or int, optional
+        So many rows, or such a share of them (``0.1%``), are explained again and compared with the stored tables. It
+        needs the input and the artifacts in the places where the run read them.
+    seed : int, optional
+        Chooses the rows; another one each time if left out.
+
+    Returns
+    -------
+    Verification
+        With all that is wrong: nothing of it is raised.
+
+    Raises
+    ------
+    OptionError
+        If there is no run, or ``recompute`` is no number or share.
+    """
+    started = time.perf_counter()
+    share = None if recompute is None else _Share.of(recompute)
+    output = Location(os.fspath(path))
+    try:
+        if not any(output.join(name).exists() for name in (SUCCESS_FILE, PLAN_FILE, RUN_FILE)):
+            raise OptionError(f"There is no run in {output}. Pass the output folder of a run.")
+        checker = _Checker(output)
+        checker.check()
+    except OSError as error:
+        raise OptionError(
+            f"The run in {output} cannot be read: {error}. Check the place and its permissions."
+        ) from error
+    recomputed = None
+    if share is not None:
+        recomputed = _recompute(checker, share, secrets.randbelow(2**32) if seed is None else seed)
+    return Verification(
+        output=str(output),
+        finished=checker.finished,
+        partitions=len(checker.receipts),
+        planned_partitions=len(checker.plan.partitions) if checker.plan else 0,
+        files=len(checker.read),
+        bytes=sum(checker.read.values()),
+        rows=sum(receipt.rows_in for receipt in checker.receipts.values()),
+        problems=tuple(dict.fromkeys(checker.problems)),
+        recomputed=recomputed,
+        seconds=round(time.perf_counter() - started, 3),
+    )
+
+
+class _Checker:
+    """One pass over a run's folder.
+
+    Parameters
+    ----------
+    output : Location
+
+    Attributes
+    ----------
+    problems : list of Problem
+    finished : bool
+    info : dict or None
+        ``run.json``; None where there is none that can be trusted.
+    plan : Plan or None
+        None where it cannot be trusted. It knows the input's files but not their place.
+    receipts : dict
+        Partition -> receipt that was read.
+    read : dict
+        Files that were read whole -> bytes.
+    """
+
+    def __init__(self, output: Location) -> None:
+        self.output = output
+        self.problems: list[Problem] = []
+        self.finished = is_finished(output)
+        self.info: dict[str, Any] | None = None
+        self.plan: Plan | None = None
+        self.plan_json: dict[str, Any] = {}
+        self.receipts: dict[int, Receipt] = {}
+        self.read: dict[str, int] = {}
+        self._listed: dict[str, FileRecord] = {}
+        self._blamed: set[str] = set()
+
+    def check(self) -> None:
+        """Do all checks that need the folder alone."""
+        if self.finished:
+            self._check_success()
+        self._check_files(self._listed.values())
+        self._read_plan()
+        if self.plan is not None:
+            self._check_receipts(self.plan)
+            self._check_parts(self.plan)
+            self._check_rows(self.plan)
+        self._check_names()
+
+    def report(self, file: str, wrong: str, cure: str | None = None) -> None:
+        """Note what is wrong with a file, once; the cure follows from which file it is."""
+        if file not in self._blamed:
+            self._blamed.add(file)
+            self.problems.append(Problem(file, wrong, cure or self._cure(file)))
+
+    def is_sound(self, file: str) -> bool:
+        """Whether nothing is wrong with a file so far."""
+        return file not in self._blamed
+
+    def _cure(self, file: str) -> str:
+        if file == PLAN_FILE:
+            return "Restore it, or start anew with --overwrite"
+        success = f"{SUCCESS_FILE} and " if self.finished else ""
+        if re.search(r"/part-\d+\.(parquet|json)$", file):
+            return f"Restore it, or remove {success}it and go on with --resume, which does its partition again"
+        first = f"remove {SUCCESS_FILE} and " if self.finished else ""
+        return f"Restore it, or {first}go on with --resume, which writes it again"
+
+    def _check_success(self) -> None:
+        """``_SUCCESS`` names ``run.json``, which lists all other files; both as this program writes them."""
+        success = self.output.join(SUCCESS_FILE).read_bytes()
+        self.read[SUCCESS_FILE] = len(success)
+        try:
+            content = self.output.join(RUN_FILE).read_bytes()
+        except FileNotFoundError:
+            self.report(RUN_FILE, "is missing")
+            return
+        self.read[RUN_FILE] = len(content)
+        if success != _as_written({"run.json": hashlib.sha256(content).hexdigest()}):
+            named = re.fullmatch(r'\{\n "run\.json": "[0-9a-f]{64}"\n\}\n', success.decode("utf-8", "replace"))
+            if named is None:
+                self.report(SUCCESS_FILE, "is not what a run writes: it was changed", self._cure(RUN_FILE))
+            else:
+                self.report(RUN_FILE, f"is not the one that {SUCCESS_FILE} names: one of the two was changed")
+            return
+        try:
+            info = json.loads(content)
+            if _as_written(info) != content:
+                self.report(RUN_FILE, "is not in the form that a run writes: it was edited")
+            self._listed = {entry["path"]: FileRecord(**entry) for entry in info["files"]}
+            self.info = info
+        except (ValueError, KeyError, TypeError) as error:
+            self.report(RUN_FILE, f"cannot be understood ({type(error).__name__}: {error})")
+
+    def _check_files(self, records: Iterable[FileRecord]) -> None:
+        """Read files from beginning to end, and compare what was recorded of them."""
+        for record, wrong in _in_threads(self._compare, [r for r in records if r.path not in self.read]):
+            self.read[record.path] = 0 if wrong else record.bytes
+            if wrong:
+                self.report(record.path, wrong)
+
+    def _compare(self, record: FileRecord) -> str | None:
+        place = self.output.join(record.path)
+        try:
+            size = int(place.fs.size(place.path))
+            if size != record.bytes:
+                return f"has {size} bytes instead of {record.bytes}"
+            if sha256_of(place) != record.sha256:
+                return "has another content than the run wrote (its checksum differs)"
+        except FileNotFoundError:
+            return "is missing"
+        except OSError as error:
+            return f"cannot be read ({error})"
+        return None
+
+    def _read_plan(self) -> None:
+        if not self.is_sound(PLAN_FILE):
+            return
+        try:
+            self.plan_json = json.loads(self.output.join(PLAN_FILE).read_bytes())
+            # the input's place is of no matter here, and may be out of reach
+            self.plan = Plan.from_json(
+                self.plan_json, replace(stored_options(self.plan_json, self.output), input=self.output.url)
+            )
+        except FileNotFoundError:
+            self.report(PLAN_FILE, "is missing")
+            return
+        except (BatchExplainError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException) as error:
+            self.report(PLAN_FILE, f"cannot be understood ({type(error).__name__}: {error})")
+            return
+        if self.info is not None and PLAN_FILE not in self._listed:
+            self.report(PLAN_FILE, f"is not listed in {RUN_FILE}")
+        try:
+            if self.output.join(RUN_ID_FILE).read_bytes() != self.plan.run_id.encode():
+                self.report(RUN_ID_FILE, "names another run than the plan")
+        except FileNotFoundError:
+            self.report(RUN_ID_FILE, "is missing")
+
+    def _check_receipts(self, plan: Plan) -> None:
+        """Read all receipts, then what they name."""
+        for partition, found in _in_threads(self._read_receipt, plan.partitions):
+            path = receipt_path(partition.index)
+            if isinstance(found, str):
+                self.report(path, found)
+            elif found is not None:
+                self.receipts[partition.index] = found
+            elif self.finished:
+                self.report(path, "is missing")
+        tables = [spec.folder for specs in plan.tables.values() for spec in specs]
+        for index, receipt in self.receipts.items():
+            if wrong := _contradiction(receipt, plan, plan.partitions[index], tables):
+                self.report(receipt_path(index), wrong)
+        named = [record for r in self.receipts.values() for record in (*r.files, r.partial)]
+        if self.info is None:
+            self._check_files(named)
+            return
+        for record in named:
+            if self._listed.get(record.path) != record:
+                self.report(record.path, f"has other records in its receipt and in {RUN_FILE}")
+        for index in self.receipts:
+            if receipt_path(index) not in self._listed:
+                self.report(receipt_path(index), f"is not listed in {RUN_FILE}")
+
+    def _read_receipt(self, partition: Partition) -> Receipt | str | None:
+        """The receipt; None where there is none; text where it is wrong."""
+        if not self.is_sound(receipt_path(partition.index)):
+            return None
+        try:
+            return read_receipt(self.output, partition.index)
+        except (BatchExplainError, OSError, ValueError, LookupError, TypeError) as error:
+            return f"cannot be understood ({type(error).__name__}: {error})"
+
+    def _check_parts(self, plan: Plan) -> None:
+        """The footers of parts: rows, columns and what a reader of a single part needs."""
+        specs = {spec.folder: _as_stored(spec) for specs in plan.tables.values() for spec in specs}
+        parts: list[tuple[str, int, pa.Schema | None]] = []
+        for receipt in self.receipts.values():
+            for record in receipt.files:
+                folder = str(PurePosixPath(record.path).parent)
+                rows = receipt.rows_explained if folder in specs else _quarantined(receipt)
+                if self.is_sound(record.path) and self.is_sound(receipt_path(receipt.index)):
+                    parts.append((record.path, rows, specs.get(folder)))
+        for part, wrong in _in_threads(self._check_footer, parts):
+            if wrong:
+                self.report(part[0], wrong)
+
+    def _check_footer(self, part: tuple[str, int, pa.Schema | None]) -> str | None:
+        path, rows, schema = part
+        try:
+            with self.output.join(path).open_arrow() as stream:
+                parquet = pq.ParquetFile(stream)
+                found, found_rows = parquet.schema_arrow, parquet.metadata.num_rows
+        except (OSError, ValueError, pa.ArrowException) as error:
+            return f"cannot be read as parquet ({type(error).__name__}: {error})"
+        if found_rows != rows:
+            return f"holds {found_rows} rows instead of {rows}"
+        if schema is not None and not found.equals(schema):
+            return "has other columns than the plan says"
+        if schema is not None and not found.equals(schema, check_metadata=True):
+            return "has other metadata (task, classes, expected value, features) than the plan says"
+        return None
+
+    def _check_rows(self, plan: Plan) -> None:
+        """Rows add up: for each input file, and in all."""
+        parts = {file: list(cut) for file, cut in groupby(plan.partitions, key=lambda partition: partition.file.path)}
+        for file in plan.files:
+            stop = 0
+            for partition in parts.get(file.path, []):
+                if partition.start != stop:
+                    self.report(PLAN_FILE, f"leaves out or repeats rows of {file.path} before row {partition.start}")
+                stop = partition.stop
+            if plan.options.limit is None and stop != file.rows:
+                self.report(PLAN_FILE, f"cuts {stop} of the {file.rows} rows of {file.path} into partitions")
+        if self.info is None or len(self.receipts) < len(plan.partitions):
+            return
+        expected = {
+            "input": sum(file.rows for file in plan.files),
+            "planned": plan.rows,
+            "explained": sum(receipt.rows_explained for receipt in self.receipts.values()),
+            "quarantined": sum(_quarantined(receipt) for receipt in self.receipts.values()),
+        }
+        found = {"quarantined": 0, **self.info.get("rows", {})}
+        for name, rows in expected.items():
+            if found.get(name) != rows:
+                self.report(RUN_FILE, f"says that {found.get(name)} rows were {name}; plan and receipts say {rows}")
+        if self.info.get("partitions") != len(plan.partitions):
+            said = self.info.get("partitions")
+            self.report(RUN_FILE, f"says that there are {said} partitions; the plan has {len(plan.partitions)}")
+        if self.info.get("tables") != {level: [s.folder for s in specs] for level, specs in plan.tables.items()}:
+            self.report(RUN_FILE, "names other tables than the plan")
+
+    def _check_names(self) -> None:
+        """Files that no run of this kind writes; hidden ones are nobody's results."""
+        root = self.output.path.rstrip("/") + "/"
+        for path in sorted(str(found).removeprefix(root) for found in self.output.fs.find(self.output.path)):
+            hidden = any(part.startswith(".") for part in path.split("/"))
+            if not hidden and not path.startswith(_WORKING_FILES) and not self._is_expected(path):
+                self.report(path, "is there, but no run wrote it", "Move it away: readers may take it for data")
+
+    def _is_expected(self, path: str) -> bool:
+        if path in (SUCCESS_FILE, RUN_FILE):
+            return True
+        if self.info is not None:
+            return path in self._listed
+        if path in (PLAN_FILE, RUN_ID_FILE) or _WRITTEN_AT_THE_END.fullmatch(path):
+            return True
+        # of an unfinished run: whatever a partition may write, with or without its receipt
+        return self.plan is None or path in self._names_of_partitions
+
+    @cached_property
+    def _names_of_partitions(self) -> set[str]:
+        assert self.plan is not None
+        folders = [spec.folder for specs in self.plan.tables.values() for spec in specs] + [QUARANTINE_FOLDER]
+        return {
+            name
+            for index in range(len(self.plan.partitions))
+            for name in (
+                receipt_path(index),
+                partial_path(index),
+                *(f"{folder}/{part_name(index)}.parquet" for folder in folders),
+            )
+        }
+
+
+def stored_options(plan: dict[str, Any], output: Location) -> RunOptions:
+    """The options of a stored plan, for computing in this process; those that this program does not know are left out.
+
+    Raises
+    ------
+    OptionError
+        If one of them has a value that cannot be.
+    """
+    known = {field.name for field in fields(RunOptions)}
+    values = {name: _as_tuples(value) for name, value in plan["options"].items() if name in known}
+    return RunOptions(
+        **{**values, "output": output.url, "scheduler": "sync", "workers": None, "overwrite": False, "resume": False}
+    )
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(each) for each in value) if isinstance(value, list) else value
+
+
+def _as_written(content: Any) -> bytes:
+    """The one form in which a run writes JSON (see ``storage.atomic.write_json``)."""
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _as_stored(spec: TableSpec) -> pa.Schema:
+    """A table's schema as it comes back from a file: parquet has no form for some types."""
+    buffer = pa.BufferOutputStream()
+    pq.ParquetWriter(buffer, spec.schema).close()
+    return pq.read_schema(pa.BufferReader(buffer.getvalue()))
+
+
+def _quarantined(receipt: Receipt) -> int:
+    return int(getattr(receipt, "rows_quarantined", 0))
+
+
+def _contradiction(receipt: Receipt, plan: Plan, partition: Partition, tables: Sequence[str]) -> str | None:
+    """What a receipt says against the plan or against itself."""
+    if receipt.index != partition.index:
+        return f"is the receipt of partition {receipt.index}"
+    if receipt.run_id != plan.run_id:
+        return "belongs to another run"
+    if receipt.rows_in != partition.rows:
+        return f"says that {receipt.rows_in} rows were read of the partition's {partition.rows}"
+    if receipt.rows_in != receipt.rows_explained + _quarantined(receipt):
+        return (
+            f"does not add up: {receipt.rows_in} rows were read, {receipt.rows_explained} explained, "
+            f"{_quarantined(receipt)} quarantined"
+        )
+    found = Counter(record.path for record in receipt.files)
+    folders = [*tables, *([QUARANTINE_FOLDER] if _quarantined(receipt) else [])]
+    expected = Counter(f"{folder}/{part_name(partition.index)}.parquet" for folder in folders)
+    if found != expected or receipt.partial.path != partial_path(partition.index):
+        return f"names other files than {', '.join(sorted(expected))}"
+    return None
+
+
+def _in_threads(work: Callable[[_Item], _Answer], items: Iterable[_Item]) -> Iterator[tuple[_Item, _Answer]]:
+    """Each item with its answer, in order; what has not begun is dropped when the caller stops."""
+    items = list(items)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            yield from zip(items, pool.map(work, items), strict=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@dataclass(frozen=True)
+class _Share:
+    """How many rows to compute again: a number, or a share of all."""
+
+    rows: int | None
+    percent: Fraction | None
+
+    @classmethod
+    def of(cls, value: str | int) -> "_Share":
+        text = str(value).replace("_", "").strip()
+        if re.fullmatch(r"\d+", text, re.ASCII) and int(text):
+            return cls(int(text), None)
+        if re.fullmatch(r"\d+(\.\d+)?%", text, re.ASCII) and 0 < Fraction(text[:-1]) <= 100:
+            return cls(None, Fraction(text[:-1]))
+        raise OptionError(f"--recompute is '{value}'. Use a number of rows such as 100, or a share such as 0.1%.")
+
+    def among(self, rows: int) -> int:
+        wanted = self.rows if self.percent is None else ceil(rows * self.percent / 100)
+        return min(rows, wanted or 0)
+
+
+class _Recalculated(PartWriter):
+    """Takes what a task would write, instead of writing it."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(Location(plan.options.output), (), 0, None)
+        self._specs = {spec.folder: spec for specs in plan.tables.values() for spec in specs}
+        self.tables: dict[str, pa.Table] = {}
+
+    def write(self, folder: str, columns: list[pa.Array]) -> None:
+        """Keep a table's rows."""
+        self.tables[folder] = pa.Table.from_arrays(columns, schema=self._specs[folder].schema)
+
+
+def _recompute(checker: _Checker, share: _Share, seed: int) -> Recomputed | None:
+    """Explain random rows again; None where that is not possible, which is a problem then."""
+    if checker.plan is None:
+        return None
+    sound = [receipt for receipt in checker.receipts.values() if _parts_are_sound(checker, receipt)]
+    whole = [checker.plan.partitions[receipt.index] for receipt in sound if not _quarantined(receipt)]
+    chosen = _choose(whole, share, seed)
+    context = _context(checker) if chosen else None
+    if chosen and context is None:
+        return None
+    compared = 0
+    with threadpool_limits(1):
+        for index, rows in chosen.items():
+            assert context is not None
+            try:
+                compared += _compare_partition(checker, context, context.plan.partitions[index], rows)
+            except (BatchExplainError, OSError, MemoryError) as error:
+                file = context.plan.partitions[index].file.path
+                wrong = f"could not be explained again ({_sentence(error)})"
+                checker.problems.append(Problem(file, wrong, "Restore the input that the run read"))
+    now = versions()
+    return Recomputed(
+        rows=compared,
+        seed=seed,
+        partitions_skipped=len(sound) - len(whole),
+        other_versions=tuple(
+            f"{name} {now.get(name, 'none')} after {checker.plan.versions.get(name, 'none')}"
+            for name in sorted({*now, *checker.plan.versions})
+            if now.get(name) != checker.plan.versions.get(name)
+        ),
+    )
+
+
+def _parts_are_sound(checker: _Checker, receipt: Receipt) -> bool:
+    return all(checker.is_sound(path) for path in (receipt_path(receipt.index), *(file.path for file in receipt.files)))
+
+
+def _choose(partitions: Sequence[Partition], share: _Share, seed: int) -> dict[int, np.ndarray]:
+    """Partition -> positions of the chosen rows in its file, in order."""
+    total = sum(partition.rows for partition in partitions)
+    drawn = np.array(sorted(random.Random(seed).sample(range(total), share.among(total))), dtype=np.int64)
+    chosen, before = {}, 0
+    for partition in partitions:
+        low, high = np.searchsorted(drawn, [before, before + partition.rows])
+        if high > low:
+            chosen[partition.index] = drawn[low:high] - before + partition.start
+        before += partition.rows
+    return chosen
+
+
+def _context(checker: _Checker) -> Context | None:
+    """The run's artifacts, loaded as a worker loads them."""
+    try:
+        options = stored_options(checker.plan_json, checker.output)
+        plan = Plan.from_json(checker.plan_json, options)
+        found = artifact_digests(options)
+        if changed := [name for name, digest in plan.artifacts.items() if found.get(name) != digest]:
+            for name in changed:
+                place = {"model": options.model, "explainer": options.explainer}.get(name, options.feature_map)
+                checker.report(str(place), f"is another {name} than the run's", "Restore it to compute rows again")
+            return None
+        artifacts = Artifacts.load(options)
+    except (BatchExplainError, OSError) as error:
+        checker.report("The input or an artifact", f"cannot be loaded ({_sentence(error)})", "Restore it")
+        return None
+    artifacts.explainer.take_learned(plan.learned)
+    return Context(plan, name_outputs(artifacts))
+
+
+def _compare_partition(checker: _Checker, context: Context, partition: Partition, rows: np.ndarray) -> int:
+    """Compare chosen rows of a partition with what is stored of them; the number of rows."""
+    plan, compared = context.plan, 0
+    differ: dict[str, _Difference] = {}
+    with ExitStack() as stack:
+        stored = {
+            spec.folder: pq.ParquetFile(
+                stack.enter_context(checker.output.join(_part_path(spec.folder, partition)).open_arrow())
+            )
+            for specs in plan.tables.values()
+            for spec in specs
+        }
+        for table, first in _batches(plan, partition):
+            here = rows[(rows >= first) & (rows < first + table.num_rows)]
+            if first > rows[-1]:
+                break
+            if not len(here):
+                continue
+            read = {folder: _rows_of_part(parquet, here - partition.start) for folder, parquet in stored.items()}
+            for folder, found in _compare_batch(context, partition, table, first, here, read).items():
+                differ[folder] = differ[folder].and_then(found) if folder in differ else found
+            compared += len(here)
+    for folder, found in differ.items():
+        checker.report(
+            _part_path(folder, partition),
+            f"does not hold what the model and the explainer give: of {len(rows)} rows that were computed again, "
+            f"{found.rows} differ, the first in {found.first} of {partition.file.path}",
+        )
+    return compared
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """How many rows of a table differ, and where the first of them does."""
+
+    rows: int
+    first: str
+
+    def and_then(self, later: "_Difference") -> "_Difference":
+        return replace(self, rows=self.rows + later.rows)
+
+
+def _compare_batch(
+    context: Context,
+    partition: Partition,
+    table: pa.Table,
+    first: int,
+    rows: np.ndarray,
+    stored: dict[str, pa.Table],
+) -> dict[str, _Difference]:
+    """Compare chosen rows of a batch, computed alone; and by the whole batch, which some models depend on."""
+    wrong: dict[str, _Difference] = {}
+    alone = context.artifacts.explainer.kind != "opaque"
+    for positions in ([rows - first] if alone else []) + [np.arange(table.num_rows)]:
+        try:
+            computed = _tables_of(context, partition, table.take(pa.array(positions)), first + positions)
+        except BadDataError:
+            if len(positions) == table.num_rows:  # else: its message counts the rows of the wrong table
+                raise
+            continue
+        mine = np.flatnonzero(np.isin(first + positions, rows))
+        wrong = {
+            folder: difference
+            for folder, found in stored.items()
+            if (difference := _difference(context.plan, folder, found, computed[folder].take(pa.array(mine)), rows))
+        }
+        if not wrong:
+            break
+    return wrong
+
+
+def _tables_of(context: Context, partition: Partition, table: pa.Table, rows: np.ndarray) -> dict[str, pa.Table]:
+    """What a task would write for rows."""
+    recalculated = _Recalculated(context.plan)
+    batch = _explain(context, table, partition, int(rows[0]))
+    _write(recalculated, context.plan, table, batch, partition, rows)
+    return recalculated.tables
+
+
+def _rows_of_part(parquet: pq.ParquetFile, positions: np.ndarray) -> pa.Table:
+    """Rows of a part by their positions, in order; only the row groups that hold some are read."""
+    pieces, before = [parquet.schema_arrow.empty_table()], 0
+    for group in range(parquet.num_row_groups):
+        rows = parquet.metadata.row_group(group).num_rows
+        inside = positions[(positions >= before) & (positions < before + rows)] - before
+        if len(inside):
+            pieces.append(parquet.read_row_group(group, use_threads=False).take(pa.array(inside)))
+        before += rows
+    return pa.concat_tables(pieces)
+
+
+def _difference(plan: Plan, folder: str, stored: pa.Table, computed: pa.Table, rows: np.ndarray) -> _Difference | None:
+    """Where a stored table differs from the computed one beyond the tolerance."""
+    ids = plan.ids or tuple(field.name for field in SOURCE_IDS)
+    tolerance = PREDICTION_TOLERANCE if folder == "predictions" else IMPORTANCE_TOLERANCE[plan.options.dtype]
+    numbers = [f.name for f in computed.schema if pa.types.is_floating(f.type) and f.name not in ids]
+    scale = np.ones(computed.num_rows)
+    for name in numbers:
+        scale = np.fmax(scale, np.abs(_numbers(computed[name])))
+    unequal = np.zeros(computed.num_rows, dtype=bool)
+    example: tuple[int, str] | None = None
+    for name in computed.column_names:
+        if name in numbers:
+            found, expected = _numbers(stored[name]), _numbers(computed[name])
+            with np.errstate(invalid="ignore"):
+                close = (found == expected) | (np.abs(found - expected) <= tolerance * scale)
+            here = ~(close | (np.isnan(found) & np.isnan(expected)))
+        else:
+            pairs = zip(stored[name].to_pylist(), computed[name].to_pylist(), strict=True)
+            here = np.array([repr(found) != repr(expected) for found, expected in pairs], dtype=bool)
+        if here.any() and (example is None or int(here.argmax()) < example[0]):
+            example = int(here.argmax()), name
+        unequal |= here
+    if example is None:
+        return None
+    at, name = example
+    was, now = stored[name][at].as_py(), computed[name][at].as_py()
+    return _Difference(int(unequal.sum()), f"column '{name}' ({was!r} is stored, {now!r} computed) in row {rows[at]}")
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    return np.asarray(column.to_numpy(), dtype=np.float64)
+
+
+def _part_path(folder: str, partition: Partition) -> str:
+    return f"{folder}/{part_name(partition.index)}.parquet"
+
+
+def _sentence(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).rstrip(".")
