@@ -20,7 +20,7 @@ from batch_explain.events import Event, PartitionDone, RunResumed
 from tests.comparing import digests
 from tests.conftest import ROOT, Engineered
 
-KILLS, KILLS_IN_CI = 40, 6
+KILLS, KILLS_IN_CI = 40, 4
 PARTITIONS = 24
 
 
