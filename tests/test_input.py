@@ -95,7 +95,7 @@ def test_an_empty_dataset_gives_empty_tables_with_their_columns(
 ) -> None:
     engineered.frame[:0].to_parquet(tmp_path / "rows.parquet", index=False)
     run = explain(engineered, tmp_path / "rows.parquet", tmp_path / "out", scheduler=scheduler)
-    assert run.info["rows"] == {"input": 0, "planned": 0, "explained": 0}
+    assert run.info["rows"] == {"input": 0, "planned": 0, "explained": 0, "quarantined": 0}
     table = frame_of(run, "engineered")
     assert len(table) == 0
     assert list(table) == ["source_file", "source_row", *engineered.frame]
@@ -153,7 +153,7 @@ def test_limit_takes_the_first_rows(engineered: Engineered, tmp_path: Path) -> N
         engineered.frame[number * 100 : number * 100 + 100].to_parquet(tmp_path / f"rows/{number}.parquet", index=False)
     run = explain(engineered, tmp_path / "rows", tmp_path / "out", limit=150, partition_rows=40)
     assert_explains(run, engineered, engineered.frame[:150])
-    assert run.info["rows"] == {"input": 300, "planned": 150, "explained": 150}
+    assert run.info["rows"] == {"input": 300, "planned": 150, "explained": 150, "quarantined": 0}
     assert any("trial" in decision for decision in run.info["decisions"])
 
 

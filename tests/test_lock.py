@@ -1,5 +1,6 @@
 """One run at a time in an output: refused at once while its holder lives, taken over when it is dead."""
 
+import errno
 import json
 import os
 import signal
@@ -92,6 +93,33 @@ def test_only_one_of_many_gets_it(root: Location) -> None:
     assert len(won) + len(refused) == 8
     for each in won:
         each.release()
+
+
+@pytest.mark.parametrize("place", ["no hard links", "no conditional create"])
+def test_storage_that_can_do_less(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FUSE mounts have no hard links; some object stores' clients cannot create exclusively."""
+    root = Location(str(tmp_path) if place == "no hard links" else f"memory://{tmp_path.name}")
+    if place == "no hard links":
+
+        def link(*_: Any) -> None:
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", link)
+    else:
+        really = type(root.fs).open
+
+        def opened(self: Any, path: str, mode: str = "rb", **options: Any) -> Any:
+            if "x" in mode:
+                raise ValueError(mode)
+            return really(self, path, mode, **options)
+
+        monkeypatch.setattr(type(root.fs), "open", opened)
+    with take_lock(root):
+        with pytest.raises(OutputRefusedError, match="another run"):
+            take_lock(root)
+        assert [path.rsplit("/", 1)[-1] for path in root.fs.find(root.path)] == ["lock.json"]
+    assert not root.fs.find(root.path)
+    take_lock(root).release()
 
 
 def test_a_killed_holder_on_this_machine_is_known_at_once(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """Memory is planned before the run and kept in it."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 
 import batch_explain as bx
 from batch_explain.errors import OptionError
-from batch_explain.events import Event, RunPlanned
+from tests.conftest import ROOT
 
 ROWS, COLUMNS = 20_000, 600
 
@@ -31,25 +34,35 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"input": folder / "rows.parquet", "explainer": folder / "surrogate.txt"}
 
 
-def peaks(output: Path) -> list[int]:
-    """Peak resident memory of each worker, in bytes."""
+def run(wide: dict[str, Any], output: Path, *arguments: str) -> tuple[dict[str, Any], int]:
+    """A run in a process of its own, as a nightly job is: what it foretold, and the peak of its workers, in bytes."""
+    options = [part for name, value in wide.items() for part in (f"--{name}", str(value))]
+    options += ["--partition-rows", "5000", "--workers", "2", "--compression", "none", "--output", str(output)]
+    ended = subprocess.run(
+        [sys.executable, "-m", "batch_explain", "run", "--log-format", "json", *options, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    events = [json.loads(line) for line in ended.stderr.splitlines() if line.startswith("{")]
     receipts = [json.loads(path.read_text()) for path in (output / "_run/receipts").iterdir()]
-    return [receipt["worker"]["peak_rss_bytes"] for receipt in receipts]
+    planned = next(event for event in events if event["event"] == "RunPlanned")
+    return planned, max(receipt["worker"]["peak_rss_bytes"] for receipt in receipts)
 
 
 def test_a_limit_is_planned_for_and_kept(wide: dict[str, Any], tmp_path: Path) -> None:
-    seen: list[Event] = []
-    options = {**wide, "partition_rows": 5_000, "workers": 2, "compression": "none"}
-    free = bx.explain_dataset(**options, output=tmp_path / "free", observers=[seen.append])
-    planned = next(event for event in seen if isinstance(event, RunPlanned))
-    assert planned.worker_bytes > 0.8 * max(peaks(tmp_path / "free"))  # foretold, if anything too high
+    planned, peak = run(wide, tmp_path / "free")
+    assert 0.8 < planned["worker_bytes"] / peak < 1.6  # foretold, if anything too high
     written = sum(path.stat().st_size for path in (tmp_path / "free/engineered").iterdir())
-    assert 0.7 < planned.output_bytes / written < 1.4
-    limit = planned.worker_bytes * 85 // 100
-    held = bx.explain_dataset(**options, output=tmp_path / "held", memory_limit=limit)
-    assert max(peaks(tmp_path / "held")) < limit
-    assert any("memory is limited" in decision for decision in held.info["decisions"])
-    left, right = (run.table("engineered").to_table().drop(["source_file"]) for run in (free, held))
+    assert 0.9 < planned["output_bytes"] / written < 1.1
+    limit = planned["worker_bytes"] * 9 // 10
+    _, held = run(wide, tmp_path / "held", "--memory-limit", str(limit))
+    assert held < limit
+    decisions = bx.open_run(tmp_path / "held").info["decisions"]
+    assert any("memory is limited" in decision for decision in decisions)
+    left, right = (bx.open_run(tmp_path / name).table("engineered").to_table() for name in ("free", "held"))
     assert left.equals(right)
 
 

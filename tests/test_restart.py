@@ -6,12 +6,14 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 import batch_explain as bx
@@ -93,6 +95,14 @@ def wait_for_lock(process: "subprocess.Popen[str]", output: Path) -> float:
     return time.monotonic()
 
 
+def wait_for_receipts(process: "subprocess.Popen[str]", output: Path, count: int) -> None:
+    """Until so many partitions are done."""
+    receipts = output / "_run/receipts"
+    while not (receipts.exists() and sum(path.suffix == ".json" for path in receipts.iterdir()) >= count):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.001)
+
+
 @pytest.mark.parametrize(
     ("scheduler", "kills"),
     [
@@ -120,9 +130,12 @@ def test_kill_anywhere(scheduler: str, kills: int, job: Job) -> None:
     for number, late in enumerate(instants):
         output = job.folder / f"killed-{number}"
         process = job.start(output, *arguments)
-        if late:
-            wait_for_lock(process, output)
-        time.sleep(chance.uniform(0, working if late else locked))
+        if number == 0:  # one that is in the middle for certain
+            wait_for_receipts(process, output, 3)
+        else:
+            if late:
+                wait_for_lock(process, output)
+            time.sleep(chance.uniform(0, working if late else locked))
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         seen: list[Event] = []
@@ -141,10 +154,7 @@ def test_kill_anywhere(scheduler: str, kills: int, job: Job) -> None:
 def test_a_signal_stops_it_within_ten_seconds(name: str, scheduler: str, job: Job) -> None:
     output = job.folder / "out"
     process = job.start(output, "--scheduler", scheduler, "--workers", "2")
-    receipts = output / "_run/receipts"
-    while not (receipts.exists() and len(list(receipts.iterdir())) >= 2):
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.005)
+    wait_for_receipts(process, output, 2)
     began = time.monotonic()
     os.killpg(process.pid, getattr(signal, name))  # as a terminal does: the workers get it too
     _, errors = process.communicate(timeout=30)
@@ -155,6 +165,40 @@ def test_a_signal_stops_it_within_ten_seconds(name: str, scheduler: str, job: Jo
     run = job.run(output, resume=True)
     assert run.info["rows"]["explained"] == 60_000
     assert not leftovers(output)
+
+
+def test_a_reader_never_sees_a_torn_file(job: Job) -> None:
+    """Whatever has its final name can be read whole, from the first moment on."""
+    output = job.folder / "out"
+    stopped, read = threading.Event(), set[str]()
+    torn: list[str] = []
+
+    def look() -> None:
+        while not stopped.is_set():
+            for path in output.rglob("*"):
+                if path.name.startswith(".") or path.suffix not in (".parquet", ".json"):
+                    continue
+                try:
+                    if path.suffix == ".json":
+                        json.loads(path.read_bytes())
+                    else:
+                        pq.read_table(path)
+                    read.add(path.parent.name)
+                except FileNotFoundError:
+                    pass  # an attempt's, which has ended
+                except Exception as error:
+                    torn.append(f"{path}: {error}")
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    try:
+        job.run(output)
+        job.run(output, overwrite=True)
+    finally:
+        stopped.set()
+        reader.join()
+    assert not torn
+    assert {"engineered", "receipts", "partials"} <= read
 
 
 def test_done_partitions_are_not_done_again(job: Job) -> None:

@@ -224,7 +224,8 @@ def _within(seconds: float | None, partition: Partition, work: Callable[[], Rece
             raise
         raise InterruptedRunError(
             f"{_rows_of(partition)} took longer than --task-timeout ({seconds:g} s). Look whether storage or the model "
-            "hangs on them, and go on with --resume, with a longer --task-timeout if it was only slow."
+            "hangs on them (or on others that they wait for), and go on with --resume, with a longer --task-timeout if "
+            "it was only slow."
         ) from None
 
 

@@ -6,6 +6,7 @@ holder's own machine it is dead as soon as its process is. Beats are compared wi
 machine's clock, which may be another than the holder's.
 """
 
+import errno
 import json
 import os
 import platform
@@ -26,6 +27,7 @@ BEAT_SECONDS = 5.0
 SILENCE_SECONDS = 30.0  # without a beat: dead
 _SETTLE_SECONDS = 0.2
 _RELEASES = 3
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 @dataclass(frozen=True)
@@ -203,19 +205,40 @@ def _create(place: Location, holder: Holder) -> bool:
     place.fs.makedirs(place.parent.path, exist_ok=True)
     try:
         if not place.is_local:
-            with place.fs.open(place.path, "xb") as stream:
-                stream.write(content)
-            return True
-        temporary = f"{place.path}.{holder.token}.tmp"
-        _write(temporary, content)
-        try:
-            os.link(temporary, place.path)
-        finally:
-            with suppress(OSError):  # it is swept with all temporary files
-                os.remove(temporary)
+            _create_remote(place, content)
+        else:
+            _create_local(place.path, f"{place.path}.{holder.token}.tmp", content)
     except FileExistsError:
         return False
     return True
+
+
+def _create_local(path: str, temporary: str, content: bytes) -> None:
+    """By a hard link, so that nobody reads half a lock; by an exclusive create where there are none (FUSE mounts)."""
+    _write(temporary, content)
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        with open(path, "xb") as stream:
+            stream.write(content)
+    finally:
+        with suppress(OSError):  # it is swept with all temporary files
+            os.remove(temporary)
+
+
+def _create_remote(place: Location, content: bytes) -> None:
+    try:
+        with place.fs.open(place.path, "xb") as stream:
+            stream.write(content)
+    except (ValueError, NotImplementedError):  # no conditional create: look first, and settle afterwards
+        if place.exists():
+            raise FileExistsError from None
+        place.fs.pipe_file(place.path, content)
+        time.sleep(_SETTLE_SECONDS)
+        if place.read_bytes() != content:
+            raise FileExistsError from None
 
 
 def _replace(place: Location, holder: Holder) -> None:
