@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -178,7 +179,10 @@ def status(run: str, as_json: bool) -> None:
 
 def main() -> None:
     """Entry point of the ``batch-explain`` command."""
-    cli()
+    try:
+        cli()
+    finally:
+        logging.disable(logging.CRITICAL)  # last words of Dask's futures would bury the paragraph
 
 
 def _read_config(path: str | None) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def run_kind(paths: Any, output: Path, **options: Any) -> bx.Run:
 def assert_is_the_sdks(run: bx.Run, oracle: Any) -> None:
     """Every row and output equals the oracle, and the predictions are the model's."""
     rows = oracle.engineered.shape[1]
-    assert run.info["rows"] == {"input": rows, "planned": rows, "explained": rows}
+    assert run.info["rows"] == {"input": rows, "planned": rows, "explained": rows, "quarantined": 0}
     assert_close(values_of(run, "engineered", oracle.engineered_features), oracle.engineered, 1e-9)
     assert_close(values_of(run, "raw", oracle.raw_features), oracle.raw, 1e-9)
     np.testing.assert_allclose(run.info["expected_values"], oracle.expected_values, rtol=0, atol=1e-9)

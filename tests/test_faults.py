@@ -1,4 +1,7 @@
-"""Each write, fsync, rename, link, list and delete fails in turn: a clear error, and --resume finishes the run."""
+"""Each write, fsync, rename, link, list and delete fails in turn: a clear error, and --resume finishes the run.
+
+Every third or tenth call in CI, every one with ``-m soak``.
+"""
 
 import errno
 import os
@@ -94,9 +97,10 @@ def run(engineered: Engineered, tmp_path: Path) -> Callable[..., bx.Run]:
 @pytest.mark.parametrize(
     ("before", "every"),
     [
-        ("nothing", 1),
-        ("a run to overwrite", 5),
-        ("a run to resume", 5),
+        ("nothing", 3),
+        ("a run to overwrite", 10),
+        ("a run to resume", 10),
+        pytest.param("nothing", 1, marks=pytest.mark.soak),
         pytest.param("a run to overwrite", 1, marks=pytest.mark.soak),
         pytest.param("a run to resume", 1, marks=pytest.mark.soak),
     ],
@@ -142,7 +146,7 @@ def test_any_call_may_fail(
         assert digests(output) == expected, (number, counted.names[number])
         assert not leftovers(output), (number, counted.names[number], leftovers(output))
     if kind not in ("delete", "remove"):
-        assert failed > len(chosen) / 3
+        assert failed >= len(chosen) / 3
 
 
 def prepare(before: str, run: Callable[..., bx.Run], output: Path) -> dict[str, bool]:

@@ -133,14 +133,38 @@ def test_a_killed_holder_on_this_machine_is_known_at_once(tmp_path: Path) -> Non
     assert time.monotonic() - began < 2
 
 
-def test_a_pid_that_was_given_out_again_is_not_the_holder(tmp_path: Path) -> None:
+def test_a_pid_that_was_given_out_again_does_not_hold_it_for_long(tmp_path: Path, quick: None) -> None:
+    """The process lives, but is another: it writes no beats."""
     root = Location(str(tmp_path))
     lock = take_lock(root)
-    place = root.join(LOCK_FILE)
-    holder = json.loads(place.read_bytes())
-    place.fs.pipe_file(place.path, json.dumps({**holder, "pid_since": holder["pid_since"] - 100}).encode())
+    lock._released.set()
+    lock._thread.join()
+    assert living_holder(root) is not None
+    time.sleep(0.4)
     assert living_holder(root) is None
-    lock.release()
+    take_lock(root).release()
+
+
+def test_of_two_that_find_the_same_dead_lock_one_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second removes the lock that the first has just made, in the belief that it is the dead one."""
+    root = Location(str(tmp_path))
+    place = root.join(LOCK_FILE)
+    process = hold(tmp_path)
+    process.kill()
+    process.communicate()
+    really, made = locks._create, list[bool]()
+
+    def create(at: Location, holder: locks.Holder) -> bool:
+        made.append(really(at, holder))
+        if made == [False, True]:
+            at.fs.rm_file(at.path)
+            really(at, locks.Holder.this_process())
+        return made[-1]
+
+    monkeypatch.setattr(locks, "_create", create)
+    with pytest.raises(OutputRefusedError, match="taken by another run in this moment"):
+        take_lock(root)
+    assert made == [False, True] and place.exists()
 
 
 def test_a_silent_holder_elsewhere_is_dead_within_a_minute(root: Location, quick: None) -> None:

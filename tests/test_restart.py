@@ -22,7 +22,7 @@ from batch_explain.events import Event, PartitionDone, RunResumed
 from tests.comparing import digests
 from tests.conftest import ROOT, Engineered
 
-KILLS, KILLS_IN_CI = 40, 4
+KILLS, KILLS_IN_CI = 40, 3
 PARTITIONS = 24
 
 

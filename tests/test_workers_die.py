@@ -316,7 +316,7 @@ def test_a_partition_that_kills_its_workers_is_named(
     assert_resumes(job, output, expected)
 
 
-@pytest.mark.parametrize("scheduler", ["sync", "threads", "processes"])
+@pytest.mark.parametrize("scheduler", [pytest.param("sync", marks=pytest.mark.soak), "threads", "processes"])
 def test_a_task_that_hangs_is_given_up(
     scheduler: str, engineered: Engineered, expected: dict[str, str], tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """What a run will take, told before it begins: memory of a worker, size of the results, time."""
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -63,7 +64,8 @@ def batch_rows(options: RunOptions, artifacts: Artifacts) -> int:
             f"libraries, the model and the explainer take {base_bytes() / 1e6:,.0f} MB before the first row. Give it "
             "more, or make --table-memory smaller."
         )
-    return min(most, left // row)
+    tasks = (options.workers or cores()) if options.scheduler == "threads" else 1
+    return min(most, max(1, left // row // tasks))
 
 
 def row_bytes(artifacts: Artifacts) -> int:
@@ -94,15 +96,23 @@ def estimate(
     )
 
 
-def time_of_a_row(explain: Callable[[int], object]) -> float | None:
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def time_of_a_row(explain: Callable[[int], object], most: int) -> float | None:
     """Seconds that a row of a batch takes, without what a batch of one row takes as well.
 
-    ``explain(n)`` explains the first ``n`` rows; slow explainers are asked for a few. None where a row is refused.
+    ``explain(n)`` explains the first ``n`` rows, of at most ``most``; slow explainers are asked for a few. None where a
+    row is refused.
     """
     with suppress(BatchExplainError):
         explain(1)  # warm
         one = _timed(explain, 1)
-        rows = int(min(TIMED_ROWS, max(2, _TIMED_SECONDS / one)))
+        rows = int(min(most, TIMED_ROWS, max(2, _TIMED_SECONDS / one)))
         return max(0.0, _timed(explain, rows) - one) / (rows - 1)
     return None
 

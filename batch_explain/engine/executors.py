@@ -16,6 +16,7 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from batch_explain.engine.artifacts import Artifacts, name_outputs
+from batch_explain.engine.estimate import cores
 from batch_explain.engine.plan import Partition, Plan, artifact_digests, read_plan
 from batch_explain.engine.task import Context, run_partition
 from batch_explain.errors import ArtifactError, BatchExplainError, InterruptedRunError, OptionError, mask_secrets
@@ -331,13 +332,6 @@ def _load_context(options: RunOptions, digest: str) -> Context:
     artifacts, loaded_at = _load_artifacts(options, tuple(sorted(plan.artifacts.items())))
     artifacts.explainer.take_learned(plan.learned)
     return Context(plan, name_outputs(artifacts), loaded_at)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _has_dashboard() -> bool:

@@ -5,6 +5,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from batch_explain.teachers.columns import BadValueError
 QUARANTINE = "quarantine"
 SCHEMA = pa.schema([*SOURCE_IDS, ("reason", pa.string()), ("row", pa.string())])
 _SHOWN_REASONS = 5
+_NOT_THE_ROWS = (BatchExplainError, OSError, MemoryError)  # what says nothing about the rows
 _BY_MODEL = "the model cannot take it: "
 
 
@@ -81,7 +83,7 @@ def explain_good_rows(
             break
         except BadValueError as error:
             at, reason = error.row, f"column '{error.column}' {error.reason}"
-        except (BatchExplainError, OSError, MemoryError):
+        except _NOT_THE_ROWS:
             raise
         except Exception as error:  # models refuse rows with exceptions of any type
             guilty, refused = first_refused(explain, rest, error)
@@ -102,12 +104,16 @@ def first_refused(
         middle = (low + high) // 2
         try:
             explain(table.slice(low, middle - low))
+        except _NOT_THE_ROWS:
+            raise
         except Exception as refused:  # the same exceptions that made the whole batch fail
             error, high = refused, middle
         else:
             low = middle
     try:
         explain(table.slice(low, 1))
+    except _NOT_THE_ROWS:
+        raise
     except Exception as refused:
         return low, refused
     return None, error
@@ -115,8 +121,8 @@ def first_refused(
 
 def row_as_json(table: pa.Table, position: int) -> str:
     """One row as a JSON object; what JSON has no form for stands as text."""
-    return json.dumps({name: _json_value(v) for name, v in table.slice(position, 1).to_pylist()[0].items()},
-                      ensure_ascii=False, default=str)  # fmt: skip
+    content = {name: _json_value(table[name][position]) for name in table.column_names}
+    return json.dumps(content, ensure_ascii=False, default=str)
 
 
 def write_quarantine(output: Location, index: int, path: str, rows: Sequence[BadRow]) -> FileRecord:
@@ -145,6 +151,13 @@ def without_value(reason: str) -> str:
     if reason.startswith(_BY_MODEL):
         return reason.split(": ", 2)[1].join([_BY_MODEL, ""])
     return re.sub(r"(?<=' is )('.*'|\".*\"|-?[\d.]+(e[+-]?\d+)?)(?=,|$)", "…", reason)
+
+
+def forget_quarantine(output: Location, index: int) -> None:
+    """Remove the bad rows that an earlier attempt at a partition found, which this one did not."""
+    place = output.join(f"{QUARANTINE}/{part_name(index)}.parquet")
+    with suppress(FileNotFoundError):
+        place.fs.rm_file(place.path)
 
 
 def kinds(reasons: Iterable[str]) -> dict[str, int]:
@@ -202,5 +215,9 @@ def short(error: Any) -> str:
     return f"{type(error).__name__}: {text.removeprefix('Message: ')}"[:400].rstrip(": .")
 
 
-def _json_value(value: Any) -> Any:
+def _json_value(scalar: pa.Scalar) -> Any:
+    try:
+        value = scalar.as_py()
+    except (OverflowError, ValueError):  # a time that Python has no form for
+        value = str(scalar.cast(pa.int64()).as_py()) if pa.types.is_temporal(scalar.type) else str(scalar)
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from batch_explain.engine.plan import Plan, read_plan_json
+from batch_explain.engine.quarantine import QUARANTINE
 from batch_explain.engine.schema import some_of
 from batch_explain.errors import OptionError
 from batch_explain.storage.filesystems import Location
@@ -67,7 +68,7 @@ def finished(plan: Plan) -> list[Receipt]:
     """Receipts of the partitions that need not be done again: their files are all there with their sizes."""
     output = Location(plan.options.output)
     done = set(names_and_sizes(output, RECEIPTS_FOLDER))
-    folders = {RECEIPTS_FOLDER, PARTIALS_FOLDER, *(spec.folder for specs in plan.tables.values() for spec in specs)}
+    folders = {PARTIALS_FOLDER, QUARANTINE, *(spec.folder for specs in plan.tables.values() for spec in specs)}
     sizes = {path: size for folder in folders for path, size in names_and_sizes(output, folder).items()}
     found = (
         valid_receipt(output, partition.index, plan.run_id, sizes)

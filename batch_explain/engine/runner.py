@@ -12,8 +12,8 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from batch_explain.engine.artifacts import Artifacts, Batch, name_outputs
-from batch_explain.engine.estimate import TIMED_ROWS, Estimate, estimate, time_of_a_row
-from batch_explain.engine.executors import cores, executor_for
+from batch_explain.engine.estimate import Estimate, cores, estimate, time_of_a_row
+from batch_explain.engine.executors import executor_for
 from batch_explain.engine.finalize import finalize
 from batch_explain.engine.plan import Partition, Plan, make_plan, write_plan
 from batch_explain.engine.quarantine import Limits
@@ -30,7 +30,7 @@ from batch_explain.events import (
     RunResumed,
     WorkersReady,
 )
-from batch_explain.options import RunOptions
+from batch_explain.options import SCHEDULERS, RunOptions
 from batch_explain.results import Run, is_finished, open_run
 from batch_explain.storage.attempts import forget_attempts
 from batch_explain.storage.dataset import InputFile, discover
@@ -204,11 +204,14 @@ def _first_explained(options: RunOptions, files: Sequence[InputFile], artifacts:
 def _estimate(plan: Plan, artifacts: Artifacts) -> Estimate:
     """What the run will take, by the time of its first rows."""
     part, tasks = plan.partitions[0], min(plan.options.workers or cores(), len(plan.partitions))
+    if plan.options.scheduler == "sync":
+        tasks = 1
 
     def explain(rows: int) -> Batch:
         return explain_rows(Context(plan, artifacts), replace(part, stop=min(part.stop, part.start + rows)))
 
-    seconds = time_of_a_row(explain) if part.rows >= TIMED_ROWS else None
+    most = min(part.rows, plan.batch_rows)
+    seconds = time_of_a_row(explain, most) if most > 1 and plan.options.scheduler in SCHEDULERS else None
     return estimate(
         artifacts,
         plan.tables,

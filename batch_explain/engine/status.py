@@ -13,12 +13,13 @@ from batch_explain.errors import BatchExplainError, OptionError
 from batch_explain.results import is_finished
 from batch_explain.storage.attempts import Attempt, read_attempts
 from batch_explain.storage.filesystems import Location
-from batch_explain.storage.lock import LOCK_FILE, Holder, _age, living_holder
+from batch_explain.storage.lock import LOCK_FILE, SILENCE_SECONDS, Holder, _age, living_holder
 from batch_explain.storage.output import PLAN_FILE
 from batch_explain.storage.receipts import RECEIPTS_FOLDER, Receipt, read_receipt
 
 FINISHED, RUNNING, STOPPED = "finished", "running", "stopped"
 
+_LONG_SILENCE = 10 * SILENCE_SECONDS  # clocks differ
 _READ_RECEIPTS = 20_000  # more are only counted
 _THREADS = 16
 
@@ -99,6 +100,8 @@ def _status(output: Location) -> Status:
         raise OptionError(nothing)
     # before the receipts: a run that ends meanwhile is then told as running with all partitions done, not as stopped
     holder = living_holder(output, wait=False)
+    if holder is not None and (_silence(output) or 0.0) > _LONG_SILENCE:
+        holder = None
     plan = _plan(output)
     attempts = _attempts(output)
     done, rows_done, rows_quarantined = _done(output, plan)
@@ -160,7 +163,7 @@ def _done(output: Location, plan: _Plan | None) -> tuple[set[int], int | None, i
     return (
         {receipt.index for receipt in receipts},
         sum(receipt.rows_in for receipt in receipts),
-        sum(int(getattr(receipt, "rows_quarantined", 0)) for receipt in receipts),
+        sum(int(receipt.rows_quarantined) for receipt in receipts),
     )
 
 

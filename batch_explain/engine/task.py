@@ -24,6 +24,7 @@ from batch_explain.engine.quarantine import (
     BadRow,
     explain_good_rows,
     first_refused,
+    forget_quarantine,
     kinds,
     row_as_json,
     short,
@@ -120,6 +121,8 @@ def _work(context: Context, partition: Partition, output: Location) -> Receipt:
         tally, files = _explain_and_write(context, partition, output)
     if tally.bad:
         files.append(write_quarantine(output, partition.index, partition.file.path, tally.bad))
+    else:
+        forget_quarantine(output, partition.index)
     partial = _write_partial(output, partition.index, tally)
     receipt = Receipt(
         index=partition.index,
@@ -172,11 +175,12 @@ def _write_parts(context: Context, partition: Partition, output: Location) -> tu
     plan, tally = context.plan, _Tally()
     allowed = plan.options.bad_rows_allowed(plan.rows)
     with _part_writer(plan, partition, output) as writer:
-        for table, first in _batches(plan, partition):
+        for table, first in batches_of(plan, partition):
             if context.stopping.is_set():
                 raise StoppedError(f"{_rows_of(partition)} were given up, because the run stops.")
             tally.read += table.num_rows
-            batch, kept, bad = _explain_good(context, table, partition, first, allowed - len(tally.bad))
+            left = None if not allowed else allowed - len(tally.bad)
+            batch, kept, bad = _explain_good(context, table, partition, first, left)
             tally.bad += bad
             if len(tally.bad) > allowed:
                 # beside what is done: the run ends here, and its user wants to see them
@@ -184,7 +188,7 @@ def _write_parts(context: Context, partition: Partition, output: Location) -> tu
                 raise too_many(plan, kinds(row.reason for row in tally.bad), output)
             if batch is not None:
                 _count(tally, context, batch, partition, first + kept)
-                _write(writer, plan, table.take(kept) if bad else table, batch, partition, first + kept)
+                write_batch(writer, plan, table.take(kept) if bad else table, batch, partition, first + kept)
         if tally.rows + len(tally.bad) != partition.rows:
             raise IntegrityError(
                 f"{_rows_of(partition)} gave {tally.rows} rows instead of {partition.rows}. The file was changed "
@@ -256,11 +260,11 @@ def _still_ours(output: Location, plan: Plan) -> None:
 
 def explain_rows(context: Context, partition: Partition) -> Batch:
     """Explain a partition of at most ``batch_rows`` rows and write nothing."""
-    table, first = next(_batches(context.plan, partition))
-    return _explain(context, table, partition, first)
+    table, first = next(batches_of(context.plan, partition))
+    return explain_batch(context, table, partition, first)
 
 
-def _batches(plan: Plan, partition: Partition) -> Iterator[tuple[pa.Table, int]]:
+def batches_of(plan: Plan, partition: Partition) -> Iterator[tuple[pa.Table, int]]:
     """Tables of at most ``batch_rows`` rows with hive keys added, and the position of each one's first row."""
     in_file = [name for name in _input_columns(plan) if name not in plan.hive]
     position = partition.start
@@ -292,7 +296,7 @@ def _model_columns(context: Context, table: pa.Table) -> pa.Table:
     return table.select(context.plan.model_columns).rename_columns(names)
 
 
-def _explain(context: Context, table: pa.Table, partition: Partition, first: int) -> Batch:
+def explain_batch(context: Context, table: pa.Table, partition: Partition, first: int) -> Batch:
     """Explain a batch; a value that the model cannot take is named by file, row and column."""
     explain = functools.partial(context.artifacts.explain, levels=context.plan.levels)
     rows = _model_columns(context, table)
@@ -312,11 +316,14 @@ def _explain(context: Context, table: pa.Table, partition: Partition, first: int
 
 
 def _explain_good(
-    context: Context, table: pa.Table, partition: Partition, first: int, allowed: int
+    context: Context, table: pa.Table, partition: Partition, first: int, allowed: int | None
 ) -> tuple[Batch | None, np.ndarray, list[BadRow]]:
-    """Explain the rows of a batch that can be, where others may be left out: batch, their positions, the others."""
-    if not allowed:
-        return _explain(context, table, partition, first), np.arange(table.num_rows), []
+    """Explain the rows of a batch that can be, where so many others may be left out; None: where none may.
+
+    Returns the batch, the positions of its rows in the table, and the others.
+    """
+    if allowed is None:
+        return explain_batch(context, table, partition, first), np.arange(table.num_rows), []
     explain = functools.partial(context.artifacts.explain, levels=context.plan.levels)
     try:
         batch, kept, bad = explain_good_rows(explain, _model_columns(context, table), allowed)
@@ -382,9 +389,10 @@ def _check_additivity(tally: _Tally, context: Context, batch: Batch, partition: 
         )
 
 
-def _write(
+def write_batch(
     writer: PartWriter, plan: Plan, table: pa.Table, batch: Batch, partition: Partition, rows: np.ndarray
 ) -> None:
+    """Write a batch to all tables; ``rows`` are the positions of its rows in the file."""
     ids = _ids(plan, table, partition, rows)
     for level, specs in plan.tables.items():
         if level == "predictions":

@@ -26,7 +26,8 @@ from threadpoolctl import threadpool_limits
 
 from batch_explain.engine.artifacts import Artifacts, name_outputs
 from batch_explain.engine.plan import Partition, Plan, artifact_digests, versions
-from batch_explain.engine.task import Context, _batches, _explain, _write
+from batch_explain.engine.quarantine import QUARANTINE
+from batch_explain.engine.task import Context, batches_of, explain_batch, write_batch
 from batch_explain.errors import BadDataError, BatchExplainError, IntegrityError, InterruptedRunError, OptionError
 from batch_explain.options import RunOptions
 from batch_explain.results import is_finished
@@ -38,7 +39,7 @@ from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE
 from batch_explain.storage.receipts import Receipt, partial_path, read_receipt, receipt_path
 from batch_explain.storage.tables import SOURCE_IDS, PartWriter, TableSpec, part_name
 
-RUN_FILE, SUCCESS_FILE, QUARANTINE_FOLDER = "run.json", "_SUCCESS", "quarantine"
+RUN_FILE, SUCCESS_FILE = "run.json", "_SUCCESS"
 
 # |difference| <= tolerance x max(1, the row's largest |value|)
 PREDICTION_TOLERANCE = 1e-12
@@ -449,7 +450,7 @@ class _Checker:
     @cached_property
     def _names_of_partitions(self) -> set[str]:
         assert self.plan is not None
-        folders = [spec.folder for specs in self.plan.tables.values() for spec in specs] + [QUARANTINE_FOLDER]
+        folders = [spec.folder for specs in self.plan.tables.values() for spec in specs] + [QUARANTINE]
         return {
             name
             for index in range(len(self.plan.partitions))
@@ -493,7 +494,7 @@ def _as_stored(spec: TableSpec) -> pa.Schema:
 
 
 def _quarantined(receipt: Receipt) -> int:
-    return int(getattr(receipt, "rows_quarantined", 0))
+    return int(receipt.rows_quarantined)
 
 
 def _contradiction(receipt: Receipt, plan: Plan, partition: Partition, tables: Sequence[str]) -> str | None:
@@ -510,7 +511,7 @@ def _contradiction(receipt: Receipt, plan: Plan, partition: Partition, tables: S
             f"{_quarantined(receipt)} quarantined"
         )
     found = Counter(record.path for record in receipt.files)
-    folders = [*tables, *([QUARANTINE_FOLDER] if _quarantined(receipt) else [])]
+    folders = [*tables, *([QUARANTINE] if _quarantined(receipt) else [])]
     expected = Counter(f"{folder}/{part_name(partition.index)}.parquet" for folder in folders)
     if found != expected or receipt.partial.path != partial_path(partition.index):
         return f"names other files than {', '.join(sorted(expected))}"
@@ -643,7 +644,7 @@ def _compare_partition(checker: _Checker, context: Context, partition: Partition
             for specs in plan.tables.values()
             for spec in specs
         }
-        for table, first in _batches(plan, partition):
+        for table, first in batches_of(plan, partition):
             here = rows[(rows >= first) & (rows < first + table.num_rows)]
             if first > rows[-1]:
                 break
@@ -705,8 +706,8 @@ def _compare_batch(
 def _tables_of(context: Context, partition: Partition, table: pa.Table, rows: np.ndarray) -> dict[str, pa.Table]:
     """What a task would write for rows."""
     recalculated = _Recalculated(context.plan)
-    batch = _explain(context, table, partition, int(rows[0]))
-    _write(recalculated, context.plan, table, batch, partition, rows)
+    batch = explain_batch(context, table, partition, int(rows[0]))
+    write_batch(recalculated, context.plan, table, batch, partition, rows)
     return recalculated.tables
 
 

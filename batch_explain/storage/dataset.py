@@ -242,7 +242,11 @@ def read_batches(file: InputFile, *, start: int, stop: int, columns: list[str], 
                     pending, held = rest.to_batches(), rest.num_rows
                 if not wanted:
                     break
+    except MemoryError:  # Arrow's is an ArrowException as well
+        raise
     except (OSError, pa.ArrowException) as error:
+        if getattr(error, "errno", None) is not None:  # the storage's, not the file's
+            raise
         raise UnreadableFileError(
             f"Rows {start} to {stop} of {file.path} cannot be read: {_first_line(error)}. The file is damaged or was "
             "changed during the run: write it again and start the run again."

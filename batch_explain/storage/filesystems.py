@@ -34,6 +34,8 @@ class Location:
                 f"The place {mask_secrets(self.url)} cannot be reached: {reason}. Check the address, and that the "
                 "package for its protocol is installed."
             ) from error
+        if hasattr(fs, "dircache"):
+            fs.dircache.use_listings_cache = False  # other processes write into folders that this one has listed
         return fs, path.rstrip("/") or path
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -17,8 +17,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 
-import psutil
-
 from batch_explain.errors import InterruptedRunError, OutputRefusedError
 from batch_explain.storage.filesystems import Location
 
@@ -42,8 +40,6 @@ class Holder:
     machine : str
         Identifies the boot and the process namespace, within which a pid means one process.
     pid : int
-    pid_since : float
-        When that process began, seconds since the epoch: a pid may be given out again.
     since : str
         When the lock was taken, UTC.
     beat : int
@@ -54,7 +50,6 @@ class Holder:
     host: str
     machine: str
     pid: int
-    pid_since: float
     since: str
     beat: int = 0
 
@@ -62,8 +57,7 @@ class Holder:
     def this_process(cls) -> "Holder":
         """Describe this process, which takes a lock now."""
         since = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        began = psutil.Process().create_time()
-        return cls(uuid.uuid4().hex, platform.node(), _machine(), os.getpid(), began, since)
+        return cls(uuid.uuid4().hex, platform.node(), _machine(), os.getpid(), since)
 
     @property
     def is_gone(self) -> bool:
@@ -71,11 +65,12 @@ class Holder:
         if self.machine != _machine():
             return False
         try:
-            return bool(abs(psutil.Process(self.pid).create_time() - self.pid_since) > 1)
-        except psutil.NoSuchProcess:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
             return True
-        except psutil.Error:
+        except OSError:  # somebody else's
             return False
+        return False
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}"
@@ -128,7 +123,7 @@ class Lock:
 
     def _live(self) -> None:
         while not self._released.wait(BEAT_SECONDS):
-            with suppress(OSError):  # a storage that fails now may work at the next beat
+            with suppress(Exception):  # a storage that fails now may work at the next beat
                 if not self._is_ours():
                     self._lost = True
                     return
@@ -153,17 +148,21 @@ def take_lock(output: Location) -> Lock:
         with suppress(FileNotFoundError):
             if _read(place) == dead:
                 place.fs.rm_file(place.path)
-        if not _create(place, holder):
-            refuse_if_held(output)
+        _create(place, holder)
         time.sleep(_SETTLE_SECONDS)  # for another that found the same dead lock, and removes this one for it
-        refuse_if_held(output, by_other_than=holder)
+        found = _read(place)
+        if found is None or found.token != holder.token:
+            raise OutputRefusedError(
+                f"The output {output} was taken by another run in this moment"
+                + (f" ({found})." if found else ".")
+                + " Wait for its end, or choose another place."
+            )
     return Lock(output, holder)
 
 
-def refuse_if_held(output: Location, by_other_than: Holder | None = None) -> None:
+def refuse_if_held(output: Location) -> None:
     """Raise OutputRefusedError if a living run holds an output; waits where that is not known."""
-    holder = living_holder(output)
-    if holder is not None and not (by_other_than and holder.token == by_other_than.token):
+    if (holder := living_holder(output)) is not None:
         raise OutputRefusedError(
             f"The output {output} is being written by another run ({holder}). Wait for its end, stop it, or choose "
             "another place."
