@@ -175,7 +175,11 @@ def test_a_reader_never_sees_a_torn_file(job: Job) -> None:
 
     def look() -> None:
         while not stopped.is_set():
-            for path in output.rglob("*"):
+            try:
+                paths = list(output.rglob("*"))
+            except FileNotFoundError:  # a folder that is being removed
+                continue
+            for path in paths:
                 if path.name.startswith(".") or path.suffix not in (".parquet", ".json"):
                     continue
                 try:

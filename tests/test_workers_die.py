@@ -333,6 +333,7 @@ def test_a_task_that_hangs_is_given_up(
     assert_resumes(job, output, expected)
 
 
+@pytest.mark.soak
 def test_a_local_worker_process_is_killed(engineered: Engineered, expected: dict[str, str], tmp_path: Path) -> None:
     """The process that replaces it is as deaf to Ctrl-C, which a terminal sends to all, as the first was."""
     job = TrappedJob(engineered, tmp_path, pace=2 * SLOWLY)
