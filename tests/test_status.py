@@ -20,6 +20,7 @@ from batch_explain.engine.status import Status
 from batch_explain.errors import BadDataError, OptionError
 from batch_explain.events import Event, PartitionDone
 from tests.conftest import ROOT, Engineered, Small
+from tests.test_restart import stop_after
 
 
 class Job:
@@ -50,18 +51,6 @@ class Job:
 @pytest.fixture
 def job(engineered: Engineered, tmp_path: Path) -> Job:
     return Job(engineered, tmp_path)
-
-
-def stop_after(partitions: int) -> Any:
-    done: list[int] = []
-
-    def observe(event: Event) -> None:
-        if isinstance(event, PartitionDone):
-            done.append(event.index)
-            if len(done) == partitions:
-                raise KeyboardInterrupt
-
-    return observe
 
 
 def test_while_it_runs(job: Job) -> None:

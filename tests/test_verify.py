@@ -18,9 +18,9 @@ import batch_explain as bx
 from batch_explain.cli import cli
 from batch_explain.engine.verify import Verification
 from batch_explain.errors import OptionError
-from batch_explain.events import Event, PartitionDone
 from tests.comparing import digests
 from tests.conftest import Engineered, Small
+from tests.test_restart import stop_after
 
 PART = "engineered/part-00002.parquet"
 
@@ -53,16 +53,8 @@ class Job:
 
     def stop_after(self, partitions: int) -> None:
         """Begin the run, and stop it when so many partitions are done."""
-        done: list[int] = []
-
-        def observe(event: Event) -> None:
-            if isinstance(event, PartitionDone):
-                done.append(event.index)
-                if len(done) == partitions:
-                    raise KeyboardInterrupt
-
         with pytest.raises(KeyboardInterrupt):
-            self.run(observers=[observe])
+            self.run(observers=[stop_after(partitions)])
 
     def verify(self, **options: Any) -> Verification:
         return bx.verify_run(self.output, **options)

@@ -5,18 +5,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 import batch_explain
 from batch_explain.engine.artifacts import Artifacts
 from batch_explain.engine.plan import Plan, map_digest, versions
+from batch_explain.engine.quarantine import by_count
 from batch_explain.engine.task import ADDITIVITY_TOLERANCE, peak_rss_bytes, read_partial
 from batch_explain.errors import IntegrityError, mask_secrets
-from batch_explain.storage.atomic import FileRecord, NewFile, sha256_of, write_json
+from batch_explain.storage.atomic import FileRecord, sha256_of, write_json
 from batch_explain.storage.attempts import forget_attempts
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE, remove_temporary
 from batch_explain.storage.receipts import Receipt, read_receipt, receipt_path
+from batch_explain.storage.tables import write_table
 from batch_explain.summary import fidelity
 from batch_explain.summary.moments import Moments, summary_table
 
@@ -95,17 +96,7 @@ def _write_feature_map(output: Location, artifacts: Artifacts) -> FileRecord:
         "engineered_feature": pa.array(engineered[entries.col[order]].tolist(), pa.string()),
         "weight": entries.data[order],
     })  # fmt: skip
-    return _write_table(output, "feature_map.parquet", table)
-
-
-def _write_table(output: Location, path: str, table: pa.Table) -> FileRecord:
-    file = NewFile(output, path)
-    try:
-        pq.write_table(table, file.stream)
-    except BaseException:
-        file.abort()
-        raise
-    return file.commit()
+    return write_table(output, "feature_map.parquet", table)
 
 
 def _write_summaries(plan: Plan, artifacts: Artifacts, output: Location, receipts: list[Receipt]) -> list[FileRecord]:
@@ -124,7 +115,7 @@ def _write_summaries(plan: Plan, artifacts: Artifacts, output: Location, receipt
     records = []
     for level in levels:
         table = summary_table(merged[level], list(artifacts.labels or [None]), names[level])
-        records.append(_write_table(output, f"summary/{level}.parquet", table))
+        records.append(write_table(output, f"summary/{level}.parquet", table))
         records.append(write_json(output, f"summary/{level}.json", {"level": level, "features": table.to_pylist()}))
     return records
 
@@ -234,7 +225,7 @@ def _quarantine(plan: Plan, receipts: list[Receipt]) -> dict[str, Any]:
         if receipt.rows_quarantined:
             rows[partition.file.path] += receipt.rows_quarantined
     return {
-        "reasons": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
+        "reasons": by_count(reasons),
         "rows_by_file": dict(sorted(rows.items())),
         "unreadable_files": [{"path": path, "reason": reason} for path, reason in sorted(unreadable.items())],
     }

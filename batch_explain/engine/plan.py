@@ -437,6 +437,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+def changed_versions(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    """What differs between two answers of :func:`versions`, a line each."""
+    names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    return [f"{name} {now.get(name, 'none')} after {before.get(name, 'none')}" for name in names]
+
+
 def map_digest(weights: Any) -> str | None:
     """SHA-256 over a feature map's non-zero entries."""
     if weights is None:

@@ -4,28 +4,27 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from batch_explain.engine.artifacts import Batch
 from batch_explain.engine.plan import Plan
 from batch_explain.errors import BadDataError, BatchExplainError
-from batch_explain.storage.atomic import FileRecord, NewFile
+from batch_explain.storage.atomic import FileRecord
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.receipts import Receipt
-from batch_explain.storage.tables import SOURCE_IDS, part_name
+from batch_explain.storage.tables import SOURCE_IDS, part_name, write_table
 from batch_explain.teachers.columns import BadValueError
 
 QUARANTINE = "quarantine"
 SCHEMA = pa.schema([*SOURCE_IDS, ("reason", pa.string()), ("row", pa.string())])
 _SHOWN_REASONS = 5
-_NOT_THE_ROWS = (BatchExplainError, OSError, MemoryError)  # what says nothing about the rows
+NOT_THE_ROWS = (BatchExplainError, OSError, MemoryError)  # what says nothing about the rows
 _BY_MODEL = "the model cannot take it: "
 
 
@@ -83,7 +82,7 @@ def explain_good_rows(
             break
         except BadValueError as error:
             at, reason = error.row, f"column '{error.column}' {error.reason}"
-        except _NOT_THE_ROWS:
+        except NOT_THE_ROWS:
             raise
         except Exception as error:  # models refuse rows with exceptions of any type
             guilty, refused = first_refused(explain, rest, error)
@@ -104,7 +103,7 @@ def first_refused(
         middle = (low + high) // 2
         try:
             explain(table.slice(low, middle - low))
-        except _NOT_THE_ROWS:
+        except NOT_THE_ROWS:
             raise
         except Exception as refused:  # the same exceptions that made the whole batch fail
             error, high = refused, middle
@@ -112,7 +111,7 @@ def first_refused(
             low = middle
     try:
         explain(table.slice(low, 1))
-    except _NOT_THE_ROWS:
+    except NOT_THE_ROWS:
         raise
     except Exception as refused:
         return low, refused
@@ -137,13 +136,7 @@ def write_quarantine(output: Location, index: int, path: str, rows: Sequence[Bad
         ],
         schema=SCHEMA,
     )
-    file = NewFile(output, f"{QUARANTINE}/{part_name(index)}.parquet")
-    try:
-        pq.write_table(table, file.stream)
-    except BaseException:
-        file.abort()
-        raise
-    return file.commit()
+    return write_table(output, f"{QUARANTINE}/{part_name(index)}.parquet", table)
 
 
 def without_value(reason: str) -> str:
@@ -162,8 +155,12 @@ def forget_quarantine(output: Location, index: int) -> None:
 
 def kinds(reasons: Iterable[str]) -> dict[str, int]:
     """How many rows there are of each kind of reason: the values in them left out."""
-    found = Counter(map(without_value, reasons))
-    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+    return by_count(Counter(map(without_value, reasons)))
+
+
+def by_count(counts: Mapping[str, int]) -> dict[str, int]:
+    """The most frequent first."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 class Limits:
@@ -199,9 +196,9 @@ class Limits:
 
 def too_many(plan: Plan, reasons: dict[str, int], output: Location) -> BadDataError:
     """The error of a run with more bad rows than it allows."""
-    ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-    listed = "; ".join(f"{count:,} × {reason}" for reason, count in ordered[:_SHOWN_REASONS])
-    more = f"; and {len(ordered) - _SHOWN_REASONS} other reasons" if len(ordered) > _SHOWN_REASONS else ""
+    found = [f"{count:,} × {reason}" for reason, count in by_count(reasons).items()]
+    listed = "; ".join(found[:_SHOWN_REASONS])
+    more = f"; and {len(found) - _SHOWN_REASONS} other reasons" if len(found) > _SHOWN_REASONS else ""
     return BadDataError(
         f"{sum(reasons.values()):,} rows or more cannot be explained, which is more than --max-bad-rows "
         f"({plan.options.max_bad_rows}) allows: {listed}{more}. They are in {output.join(QUARANTINE)}. Mend them and "

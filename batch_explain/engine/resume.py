@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from batch_explain.engine.plan import Plan, read_plan_json
+from batch_explain.engine.plan import Plan, changed_versions, read_plan_json
 from batch_explain.engine.quarantine import QUARANTINE
 from batch_explain.engine.schema import some_of
 from batch_explain.errors import OptionError
@@ -51,7 +51,7 @@ def resumed(fresh: Plan) -> Plan:
             f"The run in {output} cannot be resumed, because it was begun with something else: {'; '.join(changes)}. "
             "Restore it, or start anew with --overwrite."
         )
-    versions = _changed_versions(before, now)
+    versions = ", ".join(changed_versions(before["versions"], now["versions"]))
     if any(before[name] != now[name] for name in ("tables", "partitions")):
         raise OptionError(
             f"The run in {output} cannot be resumed: this program or its libraries would make other tables or "
@@ -104,12 +104,6 @@ def _changed_files(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         for kind, paths in kinds.items()
         if paths
     ]
-
-
-def _changed_versions(before: dict[str, Any], now: dict[str, Any]) -> str:
-    was, given = before["versions"], now["versions"]
-    names = sorted(name for name in {*was, *given} if was.get(name) != given.get(name))
-    return ", ".join(f"{name} {given.get(name, 'none')} after {was.get(name, 'none')}" for name in names)
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ from batch_explain.errors import BatchExplainError, OptionError
 from batch_explain.results import is_finished
 from batch_explain.storage.attempts import Attempt, read_attempts
 from batch_explain.storage.filesystems import Location
-from batch_explain.storage.lock import LOCK_FILE, SILENCE_SECONDS, Holder, _age, living_holder
+from batch_explain.storage.lock import LOCK_FILE, SILENCE_SECONDS, Holder, age_of, living_holder
 from batch_explain.storage.output import PLAN_FILE
 from batch_explain.storage.receipts import RECEIPTS_FOLDER, Receipt, read_receipt
 
@@ -163,7 +163,7 @@ def _done(output: Location, plan: _Plan | None) -> tuple[set[int], int | None, i
     return (
         {receipt.index for receipt in receipts},
         sum(receipt.rows_in for receipt in receipts),
-        sum(int(receipt.rows_quarantined) for receipt in receipts),
+        sum(receipt.rows_quarantined for receipt in receipts),
     )
 
 
@@ -185,7 +185,7 @@ def _receipt(output: Location, index: int) -> Receipt | None:
 
 
 def _silence(output: Location) -> float | None:
-    seconds = _age(output.join(LOCK_FILE))
+    seconds = age_of(output.join(LOCK_FILE))
     return None if seconds == float("inf") else round(seconds, 1)
 
 

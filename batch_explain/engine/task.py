@@ -21,6 +21,7 @@ from threadpoolctl import ThreadpoolController
 from batch_explain.engine.artifacts import Artifacts, Batch
 from batch_explain.engine.plan import Partition, Plan
 from batch_explain.engine.quarantine import (
+    NOT_THE_ROWS,
     BadRow,
     explain_good_rows,
     first_refused,
@@ -34,19 +35,18 @@ from batch_explain.engine.quarantine import (
 )
 from batch_explain.errors import (
     BadDataError,
-    BatchExplainError,
     IntegrityError,
     InterruptedRunError,
     StoppedError,
     UnreadableFileError,
 )
-from batch_explain.storage.atomic import FileRecord, NewFile
+from batch_explain.storage.atomic import FileRecord
 from batch_explain.storage.attempts import attempt
 from batch_explain.storage.dataset import read_batches
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import RUN_ID_FILE
 from batch_explain.storage.receipts import Receipt, partial_path, valid_receipt, write_receipt
-from batch_explain.storage.tables import PartWriter
+from batch_explain.storage.tables import PartWriter, write_table
 from batch_explain.summary import fidelity
 from batch_explain.summary.moments import Moments
 from batch_explain.teachers.columns import BadValueError
@@ -302,7 +302,7 @@ def explain_batch(context: Context, table: pa.Table, partition: Partition, first
     rows = _model_columns(context, table)
     try:
         return explain(rows)
-    except (BatchExplainError, OSError, MemoryError):
+    except NOT_THE_ROWS:
         raise
     except BadValueError as error:
         raise BadDataError(
@@ -327,7 +327,7 @@ def _explain_good(
     explain = functools.partial(context.artifacts.explain, levels=context.plan.levels)
     try:
         batch, kept, bad = explain_good_rows(explain, _model_columns(context, table), allowed)
-    except (BatchExplainError, OSError, MemoryError):
+    except NOT_THE_ROWS:
         raise
     except Exception as error:
         raise _refused(error, partition, first, table.num_rows) from error
@@ -443,13 +443,7 @@ def _write_partial(output: Location, index: int, tally: _Tally) -> FileRecord:
             pieces.append(moments.to_table())
             shapes[level] = "x".join(map(str, moments.mean.shape))
     table = pa.concat_tables(pieces) if pieces else pa.table({"count": pa.array([], pa.int64())})
-    file = NewFile(output, partial_path(index))
-    try:
-        pq.write_table(table.replace_schema_metadata(shapes), file.stream, use_dictionary=False)
-    except BaseException:
-        file.abort()
-        raise
-    return file.commit()
+    return write_table(output, partial_path(index), table.replace_schema_metadata(shapes), use_dictionary=False)
 
 
 def read_partial(output: Location, receipt: Receipt) -> dict[str, Moments]:

@@ -25,13 +25,13 @@ import pyarrow.parquet as pq
 from threadpoolctl import threadpool_limits
 
 from batch_explain.engine.artifacts import Artifacts, name_outputs
-from batch_explain.engine.plan import Partition, Plan, artifact_digests, versions
+from batch_explain.engine.plan import Partition, Plan, artifact_digests, changed_versions, versions
 from batch_explain.engine.quarantine import QUARANTINE
 from batch_explain.engine.task import Context, batches_of, explain_batch, write_batch
 from batch_explain.errors import BadDataError, BatchExplainError, IntegrityError, InterruptedRunError, OptionError
 from batch_explain.options import RunOptions
 from batch_explain.results import is_finished
-from batch_explain.storage.atomic import FileRecord, sha256_of
+from batch_explain.storage.atomic import FileRecord, json_bytes, sha256_of
 from batch_explain.storage.attempts import ATTEMPTS_FOLDER
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.lock import LOCK_FILE
@@ -276,7 +276,7 @@ class _Checker:
             self.report(RUN_FILE, "is missing")
             return
         self.read[RUN_FILE] = len(content)
-        if success != _as_written({"run.json": hashlib.sha256(content).hexdigest()}):
+        if success != json_bytes({"run.json": hashlib.sha256(content).hexdigest()}):
             named = re.fullmatch(r'\{\n "run\.json": "[0-9a-f]{64}"\n\}\n', success.decode("utf-8", "replace"))
             if named is None:
                 self.report(SUCCESS_FILE, "is not what a run writes: it was changed", self._cure(RUN_FILE))
@@ -285,7 +285,7 @@ class _Checker:
             return
         try:
             info = json.loads(content)
-            if _as_written(info) != content:
+            if json_bytes(info) != content:
                 self.report(RUN_FILE, "is not in the form that a run writes: it was edited")
             self._listed = {entry["path"]: FileRecord(**entry) for entry in info["files"]}
             self.info = info
@@ -377,7 +377,7 @@ class _Checker:
         for receipt in self.receipts.values():
             for record in receipt.files:
                 folder = str(PurePosixPath(record.path).parent)
-                rows = receipt.rows_explained if folder in specs else _quarantined(receipt)
+                rows = receipt.rows_explained if folder in specs else receipt.rows_quarantined
                 if self.is_sound(record.path) and self.is_sound(receipt_path(receipt.index)):
                     parts.append((record.path, rows, specs.get(folder)))
         for part, wrong in _in_threads(self._check_footer, parts):
@@ -417,7 +417,7 @@ class _Checker:
             "input": sum(file.rows for file in plan.files),
             "planned": plan.rows,
             "explained": sum(receipt.rows_explained for receipt in self.receipts.values()),
-            "quarantined": sum(_quarantined(receipt) for receipt in self.receipts.values()),
+            "quarantined": sum(receipt.rows_quarantined for receipt in self.receipts.values()),
         }
         found = {"quarantined": 0, **self.info.get("rows", {})}
         for name, rows in expected.items():
@@ -481,20 +481,11 @@ def _as_tuples(value: Any) -> Any:
     return tuple(_as_tuples(each) for each in value) if isinstance(value, list) else value
 
 
-def _as_written(content: Any) -> bytes:
-    """The one form in which a run writes JSON (see ``storage.atomic.write_json``)."""
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-
-
 def _as_stored(spec: TableSpec) -> pa.Schema:
     """A table's schema as it comes back from a file: parquet has no form for some types."""
     buffer = pa.BufferOutputStream()
     pq.ParquetWriter(buffer, spec.schema).close()
     return pq.read_schema(pa.BufferReader(buffer.getvalue()))
-
-
-def _quarantined(receipt: Receipt) -> int:
-    return int(receipt.rows_quarantined)
 
 
 def _contradiction(receipt: Receipt, plan: Plan, partition: Partition, tables: Sequence[str]) -> str | None:
@@ -505,13 +496,13 @@ def _contradiction(receipt: Receipt, plan: Plan, partition: Partition, tables: S
         return "belongs to another run"
     if receipt.rows_in != partition.rows:
         return f"says that {receipt.rows_in} rows were read of the partition's {partition.rows}"
-    if receipt.rows_in != receipt.rows_explained + _quarantined(receipt):
+    if receipt.rows_in != receipt.rows_explained + receipt.rows_quarantined:
         return (
             f"does not add up: {receipt.rows_in} rows were read, {receipt.rows_explained} explained, "
-            f"{_quarantined(receipt)} quarantined"
+            f"{receipt.rows_quarantined} quarantined"
         )
     found = Counter(record.path for record in receipt.files)
-    folders = [*tables, *([QUARANTINE] if _quarantined(receipt) else [])]
+    folders = [*tables, *([QUARANTINE] if receipt.rows_quarantined else [])]
     expected = Counter(f"{folder}/{part_name(partition.index)}.parquet" for folder in folders)
     if found != expected or receipt.partial.path != partial_path(partition.index):
         return f"names other files than {', '.join(sorted(expected))}"
@@ -568,7 +559,7 @@ def _recompute(checker: _Checker, share: _Share, seed: int) -> Recomputed | None
     if checker.plan is None:
         return None
     sound = [receipt for receipt in checker.receipts.values() if _parts_are_sound(checker, receipt)]
-    whole = [checker.plan.partitions[receipt.index] for receipt in sound if not _quarantined(receipt)]
+    whole = [checker.plan.partitions[receipt.index] for receipt in sound if not receipt.rows_quarantined]
     chosen = _choose(whole, share, seed)
     context = _context(checker) if chosen else None
     if chosen and context is None:
@@ -583,16 +574,11 @@ def _recompute(checker: _Checker, share: _Share, seed: int) -> Recomputed | None
                 file = context.plan.partitions[index].file.path
                 wrong = f"could not be explained again ({_sentence(error)})"
                 checker.problems.append(Problem(file, wrong, "Restore the input that the run read"))
-    now = versions()
     return Recomputed(
         rows=compared,
         seed=seed,
         partitions_skipped=len(sound) - len(whole),
-        other_versions=tuple(
-            f"{name} {now.get(name, 'none')} after {checker.plan.versions.get(name, 'none')}"
-            for name in sorted({*now, *checker.plan.versions})
-            if now.get(name) != checker.plan.versions.get(name)
-        ),
+        other_versions=tuple(changed_versions(checker.plan.versions, versions())),
     )
 
 

@@ -163,11 +163,16 @@ def new_file(root: Location, path: str) -> Iterator[BinaryIO]:
     file.commit()
 
 
+def json_bytes(content: Any) -> bytes:
+    """The one form in which a run writes JSON."""
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
 def write_json(root: Location, path: str, content: dict[str, Any]) -> FileRecord:
     """Write a JSON file atomically; NaN is refused because JSON has none."""
     file = NewFile(root, path)
     try:
-        file.stream.write(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        file.stream.write(json_bytes(content))
     except BaseException:
         file.abort()
         raise

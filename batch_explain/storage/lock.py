@@ -69,7 +69,7 @@ class Holder:
         except ProcessLookupError:
             return True
         except OSError:  # somebody else's
-            return False
+            pass
         return False
 
     def __str__(self) -> str:
@@ -185,7 +185,7 @@ def living_holder(output: Location, *, wait: bool = True) -> Holder | None:
         return None
     if first is not None and first.is_gone:
         return None
-    if first is not None and _age(place) < SILENCE_SECONDS:
+    if first is not None and age_of(place) < SILENCE_SECONDS:
         return first
     if not wait:
         return first
@@ -268,7 +268,7 @@ def _read(place: Location) -> Holder | None:
         return None
 
 
-def _age(place: Location) -> float:
+def age_of(place: Location) -> float:
     """Seconds since the lock was written, by this machine's clock; infinite where the storage does not tell."""
     try:
         written = place.fs.modified(place.path).replace(tzinfo=timezone.utc)

@@ -55,6 +55,17 @@ class TableSpec:
         return cls(folder, pa.schema(fields, metadata={METADATA_KEY: text.encode()}))
 
 
+def write_table(root: Location, path: str, table: pa.Table, **options: Any) -> FileRecord:
+    """Write a table atomically; ``options`` are those of :func:`pyarrow.parquet.write_table`."""
+    file = NewFile(root, path)
+    try:
+        pq.write_table(table, file.stream, **options)
+    except BaseException:
+        file.abort()
+        raise
+    return file.commit()
+
+
 class PartWriter:
     """Writes one part of each table; each appears whole in :meth:`commit`, or never.
 
