@@ -326,10 +326,8 @@ def _print_verification(found: "Verification") -> None:
         ("result", verdict),
     ]
     if found.recomputed is not None:
-        again = f"{found.recomputed.rows:,} rows (--seed {found.recomputed.seed})"
-        if found.recomputed.partitions_skipped:
-            again += f"; {found.recomputed.partitions_skipped:,} partitions with rows in quarantine were left out"
-        pairs.insert(1, ("computed again", again))
+        again = found.recomputed
+        pairs.insert(1, ("computed again", f"{again.rows:,} rows (--seed {again.seed})"))
         if found.recomputed.other_versions:
             pairs.insert(2, ("other versions", ", ".join(found.recomputed.other_versions)))
     _print_pairs(pairs)

@@ -234,6 +234,20 @@ def test_an_edited_summary(recorded: bool, done: Job) -> None:
     assert problem.startswith("run.json is not the one" if recorded else "summary/engineered.json has another content")
 
 
+@pytest.mark.parametrize("form", ["json", "parquet"])
+def test_a_summary_that_every_record_agrees_with_but_the_partitions(form: str, done: Job) -> None:
+    path = done.output / f"summary/engineered.{form}"
+    if form == "json":
+        path.write_text(path.read_text().replace('"count": 1600', '"count": 1601', 1))
+    else:
+        rewrite(path, add_to("mean_abs", 0, 1e-9))
+    forge(done.output)
+    (problem,) = problems(done.verify())
+    assert problem.startswith(f"summary/engineered.{form} is not what the partitions' own summaries add up to")
+    done.advised(f"summary/engineered.{form}")
+    assert problems(done.verify()) == []
+
+
 @pytest.mark.parametrize(
     ("change", "file", "wrong"),
     [
@@ -309,7 +323,7 @@ def test_a_consistent_forgery_is_found_by_computing_again(dtype: str, job: Job) 
     )
     assert "column 'f3'" in problem and "in row 550 of 0.parquet" in problem  # third partition of 200, its row 150
     assert found.recomputed is not None and (found.recomputed.rows, found.recomputed.seed) == (1_600, 4)
-    assert found.recomputed.partitions_skipped == 0 and not found.recomputed.other_versions
+    assert not found.recomputed.other_versions
     job.advised(PART, dtype=dtype)
     assert problems(job.verify(recompute="100%")) == []
 
@@ -586,7 +600,7 @@ def test_an_explainer_that_depends_on_the_batch(tmp_path: Path) -> None:
 
 
 def test_rows_in_quarantine(small: Small, tmp_path: Path) -> None:
-    """They are counted; and their partition is left out of what is computed again, which is said."""
+    """They are counted; the other rows of their partition are computed again like all."""
     frame = small.frame[:600].copy()
     frame["age"] = frame["age"].astype(float)
     frame.loc[frame.index[[210, 250]], "age"] = float("inf")
@@ -598,8 +612,14 @@ def test_rows_in_quarantine(small: Small, tmp_path: Path) -> None:
     )  # fmt: skip
     found = bx.verify_run(output, recompute="100%")
     assert problems(found) == [] and found.rows == 600
-    assert found.recomputed is not None
-    assert (found.recomputed.rows, found.recomputed.partitions_skipped) == (400, 1)
+    assert found.recomputed is not None and found.recomputed.rows == 598
+    assert problems(bx.verify_run(output, recompute=100)) == []  # some of each partition
+    rewrite(output / "raw/part-00001.parquet", add_to("age", 10, 1e-6))  # the 11th that is left: rows 210 is not
+    forge(output)
+    (problem,) = problems(bx.verify_run(output, recompute="100%"))
+    assert "of 198 rows that were computed again, 1 differ, the first in column 'age'" in problem
+    assert "in row 211 of rows.parquet" in problem
+    rewrite(output / "raw/part-00001.parquet", add_to("age", 10, -1e-6))
     part = output / "quarantine/part-00001.parquet"
     pq.write_table(pq.read_table(part).slice(1), part)
     forge(output)

@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow as pa
 
 import batch_explain
+from batch_explain.engine import additivity
 from batch_explain.engine.artifacts import Artifacts
 from batch_explain.engine.plan import Plan, map_digest, versions
 from batch_explain.engine.quarantine import by_count
-from batch_explain.engine.task import ADDITIVITY_TOLERANCE, peak_rss_bytes, read_partial
+from batch_explain.engine.task import peak_rss_bytes
 from batch_explain.errors import IntegrityError, mask_secrets
 from batch_explain.storage.atomic import FileRecord, sha256_of, write_json
 from batch_explain.storage.attempts import forget_attempts
@@ -19,7 +20,7 @@ from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE, remove_temporar
 from batch_explain.storage.receipts import Receipt, read_receipt, receipt_path
 from batch_explain.storage.tables import write_table
 from batch_explain.summary import fidelity
-from batch_explain.summary.moments import Moments, summary_table
+from batch_explain.summary.partials import summary_json, summary_path, summary_tables
 
 VERSION = 1
 
@@ -101,22 +102,20 @@ def _write_feature_map(output: Location, artifacts: Artifacts) -> FileRecord:
 
 def _write_summaries(plan: Plan, artifacts: Artifacts, output: Location, receipts: list[Receipt]) -> list[FileRecord]:
     explainer = artifacts.explainer
-    names = {"engineered": list(explainer.engineered_features), "raw": list(explainer.raw_features or ())}
-    sizes = {"engineered": len(explainer.used), "raw": len(names["raw"])}
-    levels = [level for level in plan.levels if level == "engineered" or explainer.feature_map is not None]
-    merged = {level: Moments.empty(explainer.n_outputs, sizes[level]) for level in levels}
-    for receipt in receipts:
-        partial = read_partial(output, receipt)
-        for level in levels:
-            if level in partial:
-                merged[level] = merged[level].merge(partial[level])
-    if "engineered" in merged:
-        merged["engineered"] = merged["engineered"].spread(explainer.used, len(names["engineered"]))
+    names = {"engineered": explainer.engineered_features, "raw": explainer.raw_features or ()}
+    tables = summary_tables(
+        output,
+        receipts,
+        features={
+            level: names[level] for level in plan.levels if level == "engineered" or explainer.feature_map is not None
+        },
+        used=explainer.used,
+        outputs=artifacts.labels or [None],
+    )
     records = []
-    for level in levels:
-        table = summary_table(merged[level], list(artifacts.labels or [None]), names[level])
-        records.append(write_table(output, f"summary/{level}.parquet", table))
-        records.append(write_json(output, f"summary/{level}.json", {"level": level, "features": table.to_pylist()}))
+    for level, table in tables.items():
+        records.append(write_table(output, summary_path(level, "parquet"), table))
+        records.append(write_json(output, summary_path(level, "json"), summary_json(level, table)))
     return records
 
 
@@ -165,7 +164,7 @@ def _run_json(
             "check": plan.options.check,
             "rows_checked": sum(receipt.statistics["additivity_rows"] for receipt in receipts),
             "largest_residual": max(residuals, default=None),
-            "allowed": ADDITIVITY_TOLERANCE if explainer.additive else None,
+            "allowed": additivity.TOLERANCE if explainer.additive else None,
         },
         "decisions": [
             *plan.decisions,

@@ -18,7 +18,7 @@ from batch_explain.errors import BadDataError, BatchExplainError
 from batch_explain.storage.atomic import FileRecord
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.receipts import Receipt
-from batch_explain.storage.tables import SOURCE_IDS, part_name, write_table
+from batch_explain.storage.tables import SOURCE_IDS, part_path, write_table
 from batch_explain.teachers.columns import BadValueError
 
 QUARANTINE = "quarantine"
@@ -136,7 +136,7 @@ def write_quarantine(output: Location, index: int, path: str, rows: Sequence[Bad
         ],
         schema=SCHEMA,
     )
-    return write_table(output, f"{QUARANTINE}/{part_name(index)}.parquet", table)
+    return write_table(output, part_path(QUARANTINE, index), table)
 
 
 def without_value(reason: str) -> str:
@@ -148,7 +148,7 @@ def without_value(reason: str) -> str:
 
 def forget_quarantine(output: Location, index: int) -> None:
     """Remove the bad rows that an earlier attempt at a partition found, which this one did not."""
-    place = output.join(f"{QUARANTINE}/{part_name(index)}.parquet")
+    place = output.join(part_path(QUARANTINE, index))
     with suppress(FileNotFoundError):
         place.fs.rm_file(place.path)
 

@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import functools
-import hashlib
 import os
 import platform
 import sys
@@ -15,9 +14,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from threadpoolctl import ThreadpoolController
 
+from batch_explain.engine.additivity import TOLERANCE, check_additivity
 from batch_explain.engine.artifacts import Artifacts, Batch
 from batch_explain.engine.plan import Partition, Plan
 from batch_explain.engine.quarantine import (
@@ -45,16 +44,14 @@ from batch_explain.storage.attempts import attempt
 from batch_explain.storage.dataset import read_batches
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import RUN_ID_FILE
-from batch_explain.storage.receipts import Receipt, partial_path, valid_receipt, write_receipt
-from batch_explain.storage.tables import PartWriter, write_table
+from batch_explain.storage.receipts import Receipt, valid_receipt, write_receipt
+from batch_explain.storage.tables import PartWriter
 from batch_explain.summary import fidelity
 from batch_explain.summary.moments import Moments
+from batch_explain.summary.partials import write_partial
 from batch_explain.teachers.columns import BadValueError
 
-ADDITIVITY_TOLERANCE = 1e-6
-CHECKED_ROWS = 256
 _READINGS = 2
-_LEVELS = ("engineered", "raw")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
@@ -123,7 +120,7 @@ def _work(context: Context, partition: Partition, output: Location) -> Receipt:
         files.append(write_quarantine(output, partition.index, partition.file.path, tally.bad))
     else:
         forget_quarantine(output, partition.index)
-    partial = _write_partial(output, partition.index, tally)
+    partial = write_partial(output, partition.index, tally.moments)
     receipt = Receipt(
         index=partition.index,
         run_id=plan.run_id,
@@ -361,30 +358,13 @@ def _count(tally: _Tally, context: Context, batch: Batch, partition: Partition, 
             labels=artifacts.surrogate_labels,
         )
         tally.followed = fidelity.merge(tally.followed, followed)
-    _check_additivity(tally, context, batch, partition, rows)
-
-
-def _check_additivity(tally: _Tally, context: Context, batch: Batch, partition: Partition, rows: np.ndarray) -> None:
-    """Compare expected value + importances with the margin that the surrogate gives without SHAP."""
-    chosen = np.arange(len(rows))
-    if context.plan.options.check == "sample" and len(rows) > CHECKED_ROWS:
-        chosen = np.unique(np.linspace(0, len(rows) - 1, CHECKED_ROWS).astype(np.int64))
-    margins = context.artifacts.explainer.margins(batch.matrix[chosen])
-    if margins is None or not len(rows):
-        return
-    values = batch.raw if batch.engineered is None else batch.engineered
-    assert values is not None
-    scale = np.maximum(1.0, np.abs(values[:, :, chosen]).max(axis=1, initial=0.0))
-    residuals = np.abs(batch.margins[:, chosen] - margins) / scale
-    largest = float(residuals.max(initial=0.0))
-    tally.checked += len(chosen)
-    tally.residual = largest if tally.residual is None else max(tally.residual, largest)
-    # a NaN residual is a violation as well
-    if context.artifacts.explainer.additive and not largest <= ADDITIVITY_TOLERANCE:
-        output, worst = np.unravel_index(int(residuals.argmax()), residuals.shape)
+    check = check_additivity(artifacts.explainer, batch, check_all=context.plan.options.check == "all")
+    tally.checked += check.rows
+    tally.residual = check.larger_than(tally.residual)
+    if artifacts.explainer.additive and check.violated:
         raise IntegrityError(
-            f"The importances of row {int(rows[chosen[worst]])} of {partition.file.path} miss the surrogate's margin "
-            f"by {largest:.3g} (output {int(output)}; allowed {ADDITIVITY_TOLERANCE:g}). The explainer is damaged or "
+            f"The importances of row {int(rows[check.worst_row])} of {partition.file.path} miss the surrogate's margin "
+            f"by {check.largest:.3g} (output {check.worst_output}; allowed {TOLERANCE:g}). The explainer is damaged or "
             "its trees have counts that do not fit: make the explainer again."
         )
 
@@ -432,43 +412,6 @@ def _prediction(values: np.ndarray, kind: pa.DataType) -> pa.Array:
     if pa.types.is_string(kind):
         return pa.array([str(value) for value in plain], kind)
     return pa.array(plain).cast(kind)
-
-
-def _write_partial(output: Location, index: int, tally: _Tally) -> FileRecord:
-    """Moments of all levels, one after the other, with their shapes in the metadata."""
-    pieces, shapes = [], {}
-    for level in _LEVELS:
-        if level in tally.moments:
-            moments = tally.moments[level]
-            pieces.append(moments.to_table())
-            shapes[level] = "x".join(map(str, moments.mean.shape))
-    table = pa.concat_tables(pieces) if pieces else pa.table({"count": pa.array([], pa.int64())})
-    return write_table(output, partial_path(index), table.replace_schema_metadata(shapes), use_dictionary=False)
-
-
-def read_partial(output: Location, receipt: Receipt) -> dict[str, Moments]:
-    """Read a partition's partial summary: level -> moments; empty for a partition without rows.
-
-    Raises
-    ------
-    IntegrityError
-        If it is not the file that the receipt names.
-    """
-    content = output.join(receipt.partial.path).read_bytes()
-    if hashlib.sha256(content).hexdigest() != receipt.partial.sha256:
-        raise IntegrityError(
-            f"{output.join(receipt.partial.path)} is not what its receipt says: it was damaged. Remove it, and go on "
-            "with --resume: its partition is then done again."
-        )
-    table = pq.read_table(pa.BufferReader(content))
-    moments, start = {}, 0
-    shapes = table.schema.metadata or {}
-    for level in _LEVELS:
-        if level.encode() in shapes:
-            outputs, features = map(int, shapes[level.encode()].decode().split("x"))
-            moments[level] = Moments.from_table(table.slice(start, outputs * features), outputs, features)
-            start += outputs * features
-    return moments
 
 
 def peak_rss_bytes() -> int | None:

@@ -3,33 +3,26 @@
 import hashlib
 import json
 import os
-import random
 import re
 import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields, replace
-from fractions import Fraction
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import groupby
-from math import ceil
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from threadpoolctl import threadpool_limits
 
-from batch_explain.engine.artifacts import Artifacts, name_outputs
-from batch_explain.engine.plan import Partition, Plan, artifact_digests, changed_versions, versions
+from batch_explain.engine.plan import Partition, Plan
 from batch_explain.engine.quarantine import QUARANTINE
-from batch_explain.engine.task import Context, batches_of, explain_batch, write_batch
-from batch_explain.errors import BadDataError, BatchExplainError, IntegrityError, InterruptedRunError, OptionError
-from batch_explain.options import RunOptions
+from batch_explain.engine.recompute import Recomputed, Share, explain_again, stored_options
+from batch_explain.errors import BatchExplainError, IntegrityError, InterruptedRunError, OptionError
 from batch_explain.results import is_finished
 from batch_explain.storage.atomic import FileRecord, json_bytes, sha256_of
 from batch_explain.storage.attempts import ATTEMPTS_FOLDER
@@ -37,13 +30,10 @@ from batch_explain.storage.filesystems import Location
 from batch_explain.storage.lock import LOCK_FILE
 from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE
 from batch_explain.storage.receipts import Receipt, partial_path, read_receipt, receipt_path
-from batch_explain.storage.tables import SOURCE_IDS, PartWriter, TableSpec, part_name
+from batch_explain.storage.tables import TableSpec, part_path
+from batch_explain.summary.partials import summary_json, summary_path, summary_tables
 
 RUN_FILE, SUCCESS_FILE = "run.json", "_SUCCESS"
-
-# |difference| <= tolerance x max(1, the row's largest |value|)
-PREDICTION_TOLERANCE = 1e-12
-IMPORTANCE_TOLERANCE = {"float64": 1e-9, "float32": 1e-6}
 
 _THREADS = 8
 _WRITTEN_AT_THE_END = re.compile(r"feature_map\.parquet|summary/(engineered|raw)\.(parquet|json)")
@@ -73,28 +63,6 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.file} {self.wrong}. {self.cure}."
-
-
-@dataclass(frozen=True)
-class Recomputed:
-    """What was computed again.
-
-    Parameters
-    ----------
-    rows : int
-        Rows compared with the stored ones.
-    seed : int
-        Of their choice.
-    partitions_skipped : int
-        Partitions that no row was taken from, because some of their rows are in the quarantine.
-    other_versions : tuple of str
-        Packages that have another version here than when the run was planned.
-    """
-
-    rows: int
-    seed: int
-    partitions_skipped: int
-    other_versions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -174,7 +142,7 @@ def verify(
         If there is no run, or ``recompute`` is no number or share.
     """
     started = time.perf_counter()
-    share = None if recompute is None else _Share.of(recompute)
+    share = None if recompute is None else Share.of(recompute)
     output = Location(os.fspath(path))
     try:
         if not any(output.join(name).exists() for name in (SUCCESS_FILE, PLAN_FILE, RUN_FILE)):
@@ -186,8 +154,9 @@ def verify(
             f"The run in {output} cannot be read: {error}. Check the place and its permissions."
         ) from error
     recomputed = None
-    if share is not None:
-        recomputed = _recompute(checker, share, secrets.randbelow(2**32) if seed is None else seed)
+    if share is not None and checker.plan is not None:
+        seed = secrets.randbelow(2**32) if seed is None else seed
+        recomputed = explain_again(output, checker.plan_json, checker.sound_receipts, share, seed, checker.report)
     return Verification(
         output=str(output),
         finished=checker.finished,
@@ -245,7 +214,17 @@ class _Checker:
             self._check_receipts(self.plan)
             self._check_parts(self.plan)
             self._check_rows(self.plan)
+            self._check_summaries(self.plan)
         self._check_names()
+
+    @property
+    def sound_receipts(self) -> list[Receipt]:
+        """Receipts with nothing wrong about them or their parts, in partition order."""
+        return [
+            receipt
+            for receipt in self.receipts.values()
+            if all(map(self.is_sound, [receipt_path(receipt.index), *(file.path for file in receipt.files)]))
+        ]
 
     def report(self, file: str, wrong: str, cure: str | None = None) -> None:
         """Note what is wrong with a file, once; the cure follows from which file it is."""
@@ -429,6 +408,45 @@ class _Checker:
         if self.info.get("tables") != {level: [s.folder for s in specs] for level, specs in plan.tables.items()}:
             self.report(RUN_FILE, "names other tables than the plan")
 
+    def _check_summaries(self, plan: Plan) -> None:
+        """The global summaries are what the partitions' own add up to."""
+        if self.info is None or len(self.receipts) < len(plan.partitions):
+            return
+        if not all(self.is_sound(partial_path(index)) and self.is_sound(receipt_path(index)) for index in self.receipts):
+            return
+        try:
+            features = {level: self.info["features"][level] for level in plan.levels}
+            zero = set(self.info["features"]["identically_zero"])
+            used = [at for at, name in enumerate(self.info["features"]["engineered"]) if name not in zero]
+            tables = summary_tables(
+                self.output,
+                self.receipts.values(),
+                features={level: names for level, names in features.items() if names is not None},
+                used=np.array(used, dtype=np.int64),
+                outputs=self.info["outputs"] or [None],
+            )
+        except (BatchExplainError, OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
+            self.report(RUN_FILE, f"and the partial summaries do not fit together ({type(error).__name__}: {error})")
+            return
+        for level, table in tables.items():
+            self._check_summary(level, table)
+
+    def _check_summary(self, level: str, expected: pa.Table) -> None:
+        forms: dict[str, Callable[[bytes], bool]] = {
+            "parquet": lambda content: pq.read_table(pa.BufferReader(content)).equals(expected),
+            "json": lambda content: content == json_bytes(summary_json(level, expected)),
+        }
+        for form, agrees in forms.items():
+            path = summary_path(level, form)
+            if not self.is_sound(path):
+                continue
+            try:
+                right = agrees(self.output.join(path).read_bytes())
+            except (OSError, pa.ArrowException):
+                right = False
+            if not right:
+                self.report(path, "is not what the partitions' own summaries add up to")
+
     def _check_names(self) -> None:
         """Files that no run of this kind writes; hidden ones are nobody's results."""
         root = self.output.path.rstrip("/") + "/"
@@ -457,28 +475,9 @@ class _Checker:
             for name in (
                 receipt_path(index),
                 partial_path(index),
-                *(f"{folder}/{part_name(index)}.parquet" for folder in folders),
+                *(part_path(folder, index) for folder in folders),
             )
         }
-
-
-def stored_options(plan: dict[str, Any], output: Location) -> RunOptions:
-    """The options of a stored plan, for computing in this process; those that this program does not know are left out.
-
-    Raises
-    ------
-    OptionError
-        If one of them has a value that cannot be.
-    """
-    known = {field.name for field in fields(RunOptions)}
-    values = {name: _as_tuples(value) for name, value in plan["options"].items() if name in known}
-    return RunOptions(
-        **{**values, "output": output.url, "scheduler": "sync", "workers": None, "overwrite": False, "resume": False}
-    )
-
-
-def _as_tuples(value: Any) -> Any:
-    return tuple(_as_tuples(each) for each in value) if isinstance(value, list) else value
 
 
 def _as_stored(spec: TableSpec) -> pa.Schema:
@@ -503,7 +502,7 @@ def _contradiction(receipt: Receipt, plan: Plan, partition: Partition, tables: S
         )
     found = Counter(record.path for record in receipt.files)
     folders = [*tables, *([QUARANTINE] if receipt.rows_quarantined else [])]
-    expected = Counter(f"{folder}/{part_name(partition.index)}.parquet" for folder in folders)
+    expected = Counter(part_path(folder, partition.index) for folder in folders)
     if found != expected or receipt.partial.path != partial_path(partition.index):
         return f"names other files than {', '.join(sorted(expected))}"
     return None
@@ -518,233 +517,3 @@ def _in_threads(work: Callable[[_Item], _Answer], items: Iterable[_Item]) -> Ite
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-@dataclass(frozen=True)
-class _Share:
-    """How many rows to compute again: a number, or a share of all."""
-
-    rows: int | None
-    percent: Fraction | None
-
-    @classmethod
-    def of(cls, value: str | int) -> "_Share":
-        text = str(value).replace("_", "").strip()
-        if re.fullmatch(r"\d+", text, re.ASCII) and int(text):
-            return cls(int(text), None)
-        if re.fullmatch(r"\d+(\.\d+)?%", text, re.ASCII) and 0 < Fraction(text[:-1]) <= 100:
-            return cls(None, Fraction(text[:-1]))
-        raise OptionError(f"--recompute is '{value}'. Use a number of rows such as 100, or a share such as 0.1%.")
-
-    def among(self, rows: int) -> int:
-        wanted = self.rows if self.percent is None else ceil(rows * self.percent / 100)
-        return min(rows, wanted or 0)
-
-
-class _Recalculated(PartWriter):
-    """Takes what a task would write, instead of writing it."""
-
-    def __init__(self, plan: Plan) -> None:
-        super().__init__(Location(plan.options.output), (), 0, None)
-        self._specs = {spec.folder: spec for specs in plan.tables.values() for spec in specs}
-        self.tables: dict[str, pa.Table] = {}
-
-    def write(self, folder: str, columns: list[pa.Array]) -> None:
-        """Keep a table's rows."""
-        self.tables[folder] = pa.Table.from_arrays(columns, schema=self._specs[folder].schema)
-
-
-def _recompute(checker: _Checker, share: _Share, seed: int) -> Recomputed | None:
-    """Explain random rows again; None where that is not possible, which is a problem then."""
-    if checker.plan is None:
-        return None
-    sound = [receipt for receipt in checker.receipts.values() if _parts_are_sound(checker, receipt)]
-    whole = [checker.plan.partitions[receipt.index] for receipt in sound if not receipt.rows_quarantined]
-    chosen = _choose(whole, share, seed)
-    context = _context(checker) if chosen else None
-    if chosen and context is None:
-        return None
-    compared = 0
-    with threadpool_limits(1):
-        for index, rows in chosen.items():
-            assert context is not None
-            try:
-                compared += _compare_partition(checker, context, context.plan.partitions[index], rows)
-            except (BatchExplainError, OSError, MemoryError) as error:
-                file = context.plan.partitions[index].file.path
-                wrong = f"could not be explained again ({_sentence(error)})"
-                checker.problems.append(Problem(file, wrong, "Restore the input that the run read"))
-    return Recomputed(
-        rows=compared,
-        seed=seed,
-        partitions_skipped=len(sound) - len(whole),
-        other_versions=tuple(changed_versions(checker.plan.versions, versions())),
-    )
-
-
-def _parts_are_sound(checker: _Checker, receipt: Receipt) -> bool:
-    return all(checker.is_sound(path) for path in (receipt_path(receipt.index), *(file.path for file in receipt.files)))
-
-
-def _choose(partitions: Sequence[Partition], share: _Share, seed: int) -> dict[int, np.ndarray]:
-    """Partition -> positions of the chosen rows in its file, in order."""
-    total = sum(partition.rows for partition in partitions)
-    drawn = np.array(sorted(random.Random(seed).sample(range(total), share.among(total))), dtype=np.int64)
-    chosen, before = {}, 0
-    for partition in partitions:
-        low, high = np.searchsorted(drawn, [before, before + partition.rows])
-        if high > low:
-            chosen[partition.index] = drawn[low:high] - before + partition.start
-        before += partition.rows
-    return chosen
-
-
-def _context(checker: _Checker) -> Context | None:
-    """The run's artifacts, loaded as a worker loads them."""
-    try:
-        options = stored_options(checker.plan_json, checker.output)
-        plan = Plan.from_json(checker.plan_json, options)
-        found = artifact_digests(options)
-        if changed := [name for name, digest in plan.artifacts.items() if found.get(name) != digest]:
-            for name in changed:
-                place = {"model": options.model, "explainer": options.explainer}.get(name, options.feature_map)
-                checker.report(str(place), f"is another {name} than the run's", "Restore it to compute rows again")
-            return None
-        artifacts = Artifacts.load(options)
-    except (BatchExplainError, OSError) as error:
-        checker.report("The input or an artifact", f"cannot be loaded ({_sentence(error)})", "Restore it")
-        return None
-    artifacts.explainer.take_learned(plan.learned)
-    return Context(plan, name_outputs(artifacts))
-
-
-def _compare_partition(checker: _Checker, context: Context, partition: Partition, rows: np.ndarray) -> int:
-    """Compare chosen rows of a partition with what is stored of them; the number of rows."""
-    plan, compared = context.plan, 0
-    differ: dict[str, _Difference] = {}
-    with ExitStack() as stack:
-        stored = {
-            spec.folder: pq.ParquetFile(
-                stack.enter_context(checker.output.join(_part_path(spec.folder, partition)).open_arrow())
-            )
-            for specs in plan.tables.values()
-            for spec in specs
-        }
-        for table, first in batches_of(plan, partition):
-            here = rows[(rows >= first) & (rows < first + table.num_rows)]
-            if first > rows[-1]:
-                break
-            if not len(here):
-                continue
-            read = {folder: _rows_of_part(parquet, here - partition.start) for folder, parquet in stored.items()}
-            for folder, found in _compare_batch(context, partition, table, first, here, read).items():
-                differ[folder] = differ[folder].and_then(found) if folder in differ else found
-            compared += len(here)
-    for folder, found in differ.items():
-        checker.report(
-            _part_path(folder, partition),
-            f"does not hold what the model and the explainer give: of {len(rows)} rows that were computed again, "
-            f"{found.rows} differ, the first in {found.first} of {partition.file.path}",
-        )
-    return compared
-
-
-@dataclass(frozen=True)
-class _Difference:
-    """How many rows of a table differ, and where the first of them does."""
-
-    rows: int
-    first: str
-
-    def and_then(self, later: "_Difference") -> "_Difference":
-        return replace(self, rows=self.rows + later.rows)
-
-
-def _compare_batch(
-    context: Context,
-    partition: Partition,
-    table: pa.Table,
-    first: int,
-    rows: np.ndarray,
-    stored: dict[str, pa.Table],
-) -> dict[str, _Difference]:
-    """Compare chosen rows of a batch, computed alone; and by the whole batch, which some models depend on."""
-    wrong: dict[str, _Difference] = {}
-    alone = context.artifacts.explainer.kind != "opaque"
-    for positions in ([rows - first] if alone else []) + [np.arange(table.num_rows)]:
-        try:
-            computed = _tables_of(context, partition, table.take(pa.array(positions)), first + positions)
-        except BadDataError:
-            if len(positions) == table.num_rows:  # else: its message counts the rows of the wrong table
-                raise
-            continue
-        mine = np.flatnonzero(np.isin(first + positions, rows))
-        wrong = {
-            folder: difference
-            for folder, found in stored.items()
-            if (difference := _difference(context.plan, folder, found, computed[folder].take(pa.array(mine)), rows))
-        }
-        if not wrong:
-            break
-    return wrong
-
-
-def _tables_of(context: Context, partition: Partition, table: pa.Table, rows: np.ndarray) -> dict[str, pa.Table]:
-    """What a task would write for rows."""
-    recalculated = _Recalculated(context.plan)
-    batch = explain_batch(context, table, partition, int(rows[0]))
-    write_batch(recalculated, context.plan, table, batch, partition, rows)
-    return recalculated.tables
-
-
-def _rows_of_part(parquet: pq.ParquetFile, positions: np.ndarray) -> pa.Table:
-    """Rows of a part by their positions, in order; only the row groups that hold some are read."""
-    pieces, before = [parquet.schema_arrow.empty_table()], 0
-    for group in range(parquet.num_row_groups):
-        rows = parquet.metadata.row_group(group).num_rows
-        inside = positions[(positions >= before) & (positions < before + rows)] - before
-        if len(inside):
-            pieces.append(parquet.read_row_group(group, use_threads=False).take(pa.array(inside)))
-        before += rows
-    return pa.concat_tables(pieces)
-
-
-def _difference(plan: Plan, folder: str, stored: pa.Table, computed: pa.Table, rows: np.ndarray) -> _Difference | None:
-    """Where a stored table differs from the computed one beyond the tolerance."""
-    ids = plan.ids or tuple(field.name for field in SOURCE_IDS)
-    tolerance = PREDICTION_TOLERANCE if folder == "predictions" else IMPORTANCE_TOLERANCE[plan.options.dtype]
-    numbers = [f.name for f in computed.schema if pa.types.is_floating(f.type) and f.name not in ids]
-    scale = np.ones(computed.num_rows)
-    for name in numbers:
-        scale = np.fmax(scale, np.abs(_numbers(computed[name])))
-    unequal = np.zeros(computed.num_rows, dtype=bool)
-    example: tuple[int, str] | None = None
-    for name in computed.column_names:
-        if name in numbers:
-            found, expected = _numbers(stored[name]), _numbers(computed[name])
-            with np.errstate(invalid="ignore"):
-                close = (found == expected) | (np.abs(found - expected) <= tolerance * scale)
-            here = ~(close | (np.isnan(found) & np.isnan(expected)))
-        else:
-            pairs = zip(stored[name].to_pylist(), computed[name].to_pylist(), strict=True)
-            here = np.array([repr(found) != repr(expected) for found, expected in pairs], dtype=bool)
-        if here.any() and (example is None or int(here.argmax()) < example[0]):
-            example = int(here.argmax()), name
-        unequal |= here
-    if example is None:
-        return None
-    at, name = example
-    was, now = stored[name][at].as_py(), computed[name][at].as_py()
-    return _Difference(int(unequal.sum()), f"column '{name}' ({was!r} is stored, {now!r} computed) in row {rows[at]}")
-
-
-def _numbers(column: pa.ChunkedArray) -> np.ndarray:
-    return np.asarray(column.to_numpy(), dtype=np.float64)
-
-
-def _part_path(folder: str, partition: Partition) -> str:
-    return f"{folder}/{part_name(partition.index)}.parquet"
-
-
-def _sentence(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).rstrip(".")

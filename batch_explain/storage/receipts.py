@@ -10,7 +10,7 @@ from typing import Any
 from batch_explain.errors import IntegrityError
 from batch_explain.storage.atomic import FileRecord, write_json
 from batch_explain.storage.filesystems import Location
-from batch_explain.storage.tables import part_name
+from batch_explain.storage.tables import part_name, part_path
 
 VERSION = 2
 RECEIPTS_FOLDER = "_run/receipts"
@@ -85,7 +85,7 @@ def receipt_path(index: int) -> str:
 
 def partial_path(index: int) -> str:
     """Where a partition's partial summary lies, relative to the run's folder."""
-    return f"{PARTIALS_FOLDER}/{part_name(index)}.parquet"
+    return part_path(PARTIALS_FOLDER, index)
 
 
 def valid_receipt(root: Location, index: int, run_id: str, sizes: Mapping[str, int] | None = None) -> Receipt | None:

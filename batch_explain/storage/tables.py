@@ -17,6 +17,11 @@ METADATA_KEY = b"batch_explain"
 SOURCE_IDS = (pa.field("source_file", pa.string()), pa.field("source_row", pa.int64()))
 
 
+def part_path(folder: str, index: int) -> str:
+    """Where a partition's part of a table lies, relative to the run's folder."""
+    return f"{folder}/{part_name(index)}.parquet"
+
+
 def part_name(index: int) -> str:
     """Name of a partition's part, without the ending."""
     return f"part-{index:05d}"
@@ -78,7 +83,7 @@ class PartWriter:
         self._writers: dict[str, pq.ParquetWriter] = {}
         with ExitStack() as stack:
             for table in tables:
-                file = NewFile(root, f"{table.folder}/{part_name(index)}.parquet")
+                file = NewFile(root, part_path(table.folder, index))
                 stack.callback(file.abort)
                 self._files[table.folder] = file
                 self._writers[table.folder] = pq.ParquetWriter(

@@ -3,6 +3,7 @@
 Merging is done in partition order, so that the result has the same bytes whatever order the tasks ran in.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -111,7 +112,7 @@ class Moments:
 _ARRAYS = ("mean", "m2", "absolute", "minimum", "maximum", "positive")
 
 
-def summary_table(moments: Moments, outputs: list[str | None], features: list[str]) -> pa.Table:
+def summary_table(moments: Moments, outputs: Sequence[str | None], features: Sequence[str]) -> pa.Table:
     """The global summary.
 
     Returns

@@ -1,0 +1,339 @@
+"""Random rows of a run, explained again from its input and artifacts, and compared with what it stored."""
+
+import random
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
+from fractions import Fraction
+from math import ceil
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from threadpoolctl import threadpool_limits
+
+from batch_explain.engine.artifacts import Artifacts, name_outputs
+from batch_explain.engine.plan import Partition, Plan, artifact_digests, changed_versions, versions
+from batch_explain.engine.quarantine import QUARANTINE
+from batch_explain.engine.task import Context, batches_of, explain_batch, write_batch
+from batch_explain.errors import BadDataError, BatchExplainError, OptionError
+from batch_explain.options import RunOptions
+from batch_explain.storage.filesystems import Location
+from batch_explain.storage.receipts import Receipt
+from batch_explain.storage.tables import SOURCE_IDS, PartWriter, part_path
+
+# |difference| <= tolerance x max(1, the row's largest |value|)
+PREDICTION_TOLERANCE = 1e-12
+IMPORTANCE_TOLERANCE = {"float64": 1e-9, "float32": 1e-6}
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """What was computed again.
+
+    Parameters
+    ----------
+    rows : int
+        Rows compared with the stored ones.
+    seed : int
+        Of their choice.
+    other_versions : tuple of str
+        Packages that have another version here than when the run was planned.
+    """
+
+    rows: int
+    seed: int
+    other_versions: tuple[str, ...]
+
+
+class Report(Protocol):
+    """Takes what is wrong with a file."""
+
+    def __call__(self, file: str, wrong: str, cure: str | None = None) -> None:
+        """Note it: a sentence without the file's name, and what to do (None: what its name suggests)."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many rows to compute again: a number, or a share of all."""
+
+    rows: int | None
+    percent: Fraction | None
+
+    @classmethod
+    def of(cls, value: str | int) -> "Share":
+        """Parse ``100`` or ``0.1%``; raises OptionError."""
+        text = str(value).replace("_", "").strip()
+        if re.fullmatch(r"\d+", text, re.ASCII) and int(text):
+            return cls(int(text), None)
+        if re.fullmatch(r"\d+(\.\d+)?%", text, re.ASCII) and 0 < Fraction(text[:-1]) <= 100:
+            return cls(None, Fraction(text[:-1]))
+        raise OptionError(f"--recompute is '{value}'. Use a number of rows such as 100, or a share such as 0.1%.")
+
+    def among(self, rows: int) -> int:
+        """How many that are of so many rows; at least one of any."""
+        wanted = self.rows if self.percent is None else ceil(rows * self.percent / 100)
+        return min(rows, wanted or 0)
+
+
+class _Recalculated(PartWriter):
+    """Takes what a task would write, instead of writing it."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(Location(plan.options.output), (), 0, None)
+        self._specs = {spec.folder: spec for specs in plan.tables.values() for spec in specs}
+        self.tables: dict[str, pa.Table] = {}
+
+    def write(self, folder: str, columns: list[pa.Array]) -> None:
+        """Keep a table's rows."""
+        self.tables[folder] = pa.Table.from_arrays(columns, schema=self._specs[folder].schema)
+
+
+def explain_again(
+    output: Location, plan_json: dict[str, Any], receipts: Sequence[Receipt], share: Share, seed: int, report: Report
+) -> Recomputed | None:
+    """Explain random rows again and compare them with the stored ones.
+
+    Parameters
+    ----------
+    output : Location
+        The run's folder.
+    plan_json : dict
+        Its stored plan.
+    receipts : sequence of Receipt
+        Of the partitions to take rows from, in their order: their parts are what the run wrote.
+    share : Share
+    seed : int
+    report : Report
+        Takes what differs, or why it could not be found out.
+
+    Returns
+    -------
+    Recomputed or None
+        None where no row could be computed.
+    """
+    chosen = _choose(receipts, share, seed)
+    context = _context(output, plan_json, report) if chosen else None
+    if chosen and context is None:
+        return None
+    compared = 0
+    with threadpool_limits(1):
+        for receipt, numbers in chosen:
+            assert context is not None
+            partition = context.plan.partitions[receipt.index]
+            try:
+                rows = explained_rows(output, partition, receipt)
+                compared += _compare_partition(output, context, partition, rows, numbers, report)
+            except (BatchExplainError, OSError, MemoryError) as error:
+                wrong = f"could not be explained again ({_sentence(error)})"
+                report(partition.file.path, wrong, "Restore the input that the run read")
+    return Recomputed(compared, seed, tuple(changed_versions(plan_json["versions"], versions())))
+
+
+def _choose(receipts: Sequence[Receipt], share: Share, seed: int) -> list[tuple[Receipt, np.ndarray]]:
+    """Partitions, with the numbers of the chosen rows among those that they explained, in order."""
+    total = sum(receipt.rows_explained for receipt in receipts)
+    drawn = np.array(sorted(random.Random(seed).sample(range(total), share.among(total))), dtype=np.int64)
+    chosen, before = [], 0
+    for receipt in receipts:
+        low, high = np.searchsorted(drawn, [before, before + receipt.rows_explained])
+        if high > low:
+            chosen.append((receipt, drawn[low:high] - before))
+        before += receipt.rows_explained
+    return chosen
+
+
+def explained_rows(output: Location, partition: Partition, receipt: Receipt) -> np.ndarray:
+    """Positions in the file of the rows that a partition's parts hold, in their order: those not in quarantine."""
+    rows = np.arange(partition.start, partition.stop)
+    if not receipt.rows_quarantined:
+        return rows
+    with output.join(part_path(QUARANTINE, partition.index)).open_arrow() as stream:
+        bad = pq.ParquetFile(stream).read(columns=["source_row"])["source_row"]
+    return np.setdiff1d(rows, bad.to_numpy())
+
+
+def _context(output: Location, plan_json: dict[str, Any], report: Report) -> Context | None:
+    """The run's artifacts, loaded as a worker loads them."""
+    try:
+        options = stored_options(plan_json, output)
+        plan = Plan.from_json(plan_json, options)
+        found = artifact_digests(options)
+        if changed := [name for name, digest in plan.artifacts.items() if found.get(name) != digest]:
+            for name in changed:
+                place = {"model": options.model, "explainer": options.explainer}.get(name, options.feature_map)
+                report(str(place), f"is another {name} than the run's", "Restore it to compute rows again")
+            return None
+        artifacts = Artifacts.load(options)
+    except (BatchExplainError, OSError) as error:
+        report("The input or an artifact", f"cannot be loaded ({_sentence(error)})", "Restore it")
+        return None
+    artifacts.explainer.take_learned(plan.learned)
+    return Context(plan, name_outputs(artifacts))
+
+
+def _compare_partition(
+    output: Location, context: Context, partition: Partition, rows: np.ndarray, numbers: np.ndarray, report: Report
+) -> int:
+    """Compare chosen rows of a partition with what is stored of them; the number of rows.
+
+    Parameters
+    ----------
+    output : Location
+    context : Context
+    partition : Partition
+    rows : ndarray of int
+        Positions in the file of the rows that its parts hold.
+    numbers : ndarray of int
+        Which of them to compare.
+    report : Report
+    """
+    plan, compared = context.plan, 0
+    differ: dict[str, _Difference] = {}
+    folders = [spec.folder for specs in plan.tables.values() for spec in specs]
+    with ExitStack() as stack:
+        stored = {
+            folder: pq.ParquetFile(stack.enter_context(output.join(part_path(folder, partition.index)).open_arrow()))
+            for folder in folders
+        }
+        for table, first in batches_of(plan, partition):
+            if first > rows[numbers[-1]]:
+                break
+            low, high = np.searchsorted(rows, [first, first + table.num_rows])
+            here = numbers[(numbers >= low) & (numbers < high)]
+            if not len(here):
+                continue
+            read = {folder: _rows_of_part(parquet, here) for folder, parquet in stored.items()}
+            batch = table if high - low == table.num_rows else table.take(pa.array(rows[low:high] - first))
+            for folder, found in _compare_batch(context, partition, batch, rows[low:high], here - low, read).items():
+                differ[folder] = differ[folder].and_then(found) if folder in differ else found
+            compared += len(here)
+    for folder, found in differ.items():
+        report(
+            part_path(folder, partition.index),
+            f"does not hold what the model and the explainer give: of {len(numbers)} rows that were computed again, "
+            f"{found.rows} differ, the first in {found.first} of {partition.file.path}",
+        )
+    return compared
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """How many rows of a table differ, and where the first of them does."""
+
+    rows: int
+    first: str
+
+    def and_then(self, later: "_Difference") -> "_Difference":
+        return replace(self, rows=self.rows + later.rows)
+
+
+def _compare_batch(
+    context: Context,
+    partition: Partition,
+    table: pa.Table,
+    rows: np.ndarray,
+    chosen: np.ndarray,
+    stored: dict[str, pa.Table],
+) -> dict[str, _Difference]:
+    """Compare chosen rows of a batch, computed alone; and by the whole batch, which some models depend on.
+
+    ``rows`` are the positions of the table's rows in the file, ``chosen`` those of the chosen ones in the table.
+    """
+    wrong: dict[str, _Difference] = {}
+    alone = context.artifacts.explainer.kind != "opaque"
+    everything = np.arange(table.num_rows)
+    for positions in ([chosen] if alone else []) + [everything]:
+        try:
+            computed = _tables_of(context, partition, table.take(pa.array(positions)), rows[positions])
+        except BadDataError:
+            if positions is everything:  # else: its message counts the rows of the wrong table
+                raise
+            continue
+        mine = pa.array(np.searchsorted(positions, chosen))
+        wrong = {
+            folder: difference
+            for folder, found in stored.items()
+            if (difference := _difference(context.plan, folder, found, computed[folder].take(mine), rows[chosen]))
+        }
+        if not wrong:
+            break
+    return wrong
+
+
+def _tables_of(context: Context, partition: Partition, table: pa.Table, rows: np.ndarray) -> dict[str, pa.Table]:
+    """What a task would write for rows."""
+    recalculated = _Recalculated(context.plan)
+    batch = explain_batch(context, table, partition, int(rows[0]))
+    write_batch(recalculated, context.plan, table, batch, partition, rows)
+    return recalculated.tables
+
+
+def _rows_of_part(parquet: pq.ParquetFile, positions: np.ndarray) -> pa.Table:
+    """Rows of a part by their positions, in order; only the row groups that hold some are read."""
+    pieces, before = [parquet.schema_arrow.empty_table()], 0
+    for group in range(parquet.num_row_groups):
+        rows = parquet.metadata.row_group(group).num_rows
+        inside = positions[(positions >= before) & (positions < before + rows)] - before
+        if len(inside):
+            pieces.append(parquet.read_row_group(group, use_threads=False).take(pa.array(inside)))
+        before += rows
+    return pa.concat_tables(pieces)
+
+
+def _difference(plan: Plan, folder: str, stored: pa.Table, computed: pa.Table, rows: np.ndarray) -> _Difference | None:
+    """Where a stored table differs from the computed one beyond the tolerance."""
+    ids = plan.ids or tuple(field.name for field in SOURCE_IDS)
+    tolerance = PREDICTION_TOLERANCE if folder == "predictions" else IMPORTANCE_TOLERANCE[plan.options.dtype]
+    numbers = [f.name for f in computed.schema if pa.types.is_floating(f.type) and f.name not in ids]
+    scale = np.ones(computed.num_rows)
+    for name in numbers:
+        scale = np.fmax(scale, np.abs(_numbers(computed[name])))
+    unequal = np.zeros(computed.num_rows, dtype=bool)
+    example: tuple[int, str] | None = None
+    for name in computed.column_names:
+        if name in numbers:
+            found, expected = _numbers(stored[name]), _numbers(computed[name])
+            with np.errstate(invalid="ignore"):
+                close = (found == expected) | (np.abs(found - expected) <= tolerance * scale)
+            here = ~(close | (np.isnan(found) & np.isnan(expected)))
+        else:
+            pairs = zip(stored[name].to_pylist(), computed[name].to_pylist(), strict=True)
+            here = np.array([repr(found) != repr(expected) for found, expected in pairs], dtype=bool)
+        if here.any() and (example is None or int(here.argmax()) < example[0]):
+            example = int(here.argmax()), name
+        unequal |= here
+    if example is None:
+        return None
+    at, name = example
+    was, now = stored[name][at].as_py(), computed[name][at].as_py()
+    return _Difference(int(unequal.sum()), f"column '{name}' ({was!r} is stored, {now!r} computed) in row {rows[at]}")
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    return np.asarray(column.to_numpy(), dtype=np.float64)
+
+
+def stored_options(plan: dict[str, Any], output: Location) -> RunOptions:
+    """The options of a stored plan, for computing in this process; those that this program does not know are left out.
+
+    Raises
+    ------
+    OptionError
+        If one of them has a value that cannot be.
+    """
+    known = {field.name for field in fields(RunOptions)}
+    values = {name: _as_tuples(value) for name, value in plan["options"].items() if name in known}
+    return RunOptions(
+        **{**values, "output": output.url, "scheduler": "sync", "workers": None, "overwrite": False, "resume": False}
+    )
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(each) for each in value) if isinstance(value, list) else value
+
+
+def _sentence(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).rstrip(".")
