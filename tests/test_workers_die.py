@@ -290,6 +290,22 @@ def test_no_workers_are_left(engineered: Engineered, tmp_path: Path, monkeypatch
             job.run(tmp_path / "out", scheduler=cluster.address(1), observers=[kill])
 
 
+def test_a_partition_that_kills_the_last_worker_is_named(
+    engineered: Engineered, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody replaces workers without a nanny, so that it cannot be tried again; but one knows where to look."""
+    monkeypatch.setattr(executors, "_POLL_SECONDS", 0.1)
+    job = TrappedJob(engineered, tmp_path)
+    job.armed.touch()
+    with Cluster(tmp_path / "cluster") as cluster:
+        cluster.add_worker(nanny=False)
+        where = rf"they worked on rows 10000 to 12500 of 1\.parquet \(partition {TRAPPED}\)\. "
+        with pytest.raises(InterruptedRunError, match=where):
+            job.run(tmp_path / "out", scheduler=cluster.address(1))
+    job.armed.unlink()
+    assert_resumes(job, tmp_path / "out", expected)
+
+
 @pytest.mark.parametrize(
     ("scheduler", "allowed"),
     [("processes", 0), ("cluster", 0), pytest.param("cluster", 3, marks=pytest.mark.soak)],

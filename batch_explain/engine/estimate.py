@@ -61,8 +61,8 @@ def batch_rows(options: RunOptions, artifacts: Artifacts) -> int:
         needed = (base_bytes() + fewest * row) / _KEPT_FREE
         raise OptionError(
             f"--memory-limit is {options.memory_limit / 1e6:,.0f} MB, but a worker needs {needed / 1e6:,.0f} MB: the "
-            f"libraries, the model and the explainer take {base_bytes() / 1e6:,.0f} MB before the first row. Give it "
-            "more, or make --table-memory smaller."
+            f"libraries, the model and the explainer take {base_bytes() / 1e6:,.0f} MB before the first row "
+            "(measured in this process, with whatever else it holds). Give it more, or make --table-memory smaller."
         )
     tasks = (options.workers or cores()) if options.scheduler == "threads" else 1
     return min(most, max(1, left // row // tasks))

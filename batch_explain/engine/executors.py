@@ -21,11 +21,14 @@ from batch_explain.engine.plan import Partition, Plan, artifact_digests, read_pl
 from batch_explain.engine.task import Context, run_partition
 from batch_explain.errors import ArtifactError, BatchExplainError, InterruptedRunError, OptionError, mask_secrets
 from batch_explain.options import RunOptions
+from batch_explain.storage.attempts import read_attempts
+from batch_explain.storage.filesystems import Location
 from batch_explain.storage.receipts import Receipt
 
 _WINDOW = 4  # tasks submitted ahead, for each worker
 _CONNECT_SECONDS = 20
 _POLL_SECONDS, _DESERTED_POLLS = 10, 5
+_NAMED = 4  # partitions in a message
 # Deaths after which the scheduler of our own processes still tries a task again; a cluster has its own setting (Dask's
 # allowed-failures). A task that it gives up is tried once more alone.
 _ALLOWED_DEATHS = 1
@@ -245,9 +248,19 @@ class ClusterExecutor(Executor):
             deserted = 0 if self._client.nthreads() else deserted + 1
             if deserted > _DESERTED_POLLS:
                 raise InterruptedRunError(
-                    "The Dask cluster has no workers left. Look in their logs whether they died for want of memory, "
-                    "start some, and go on with --resume."
+                    f"The Dask cluster has no workers left. {self._last_worked_on()}Look in their logs whether they "
+                    "died for want of memory, start some (nannies replace the dead), and go on with --resume."
                 )
+
+    def _last_worked_on(self) -> str:
+        """The partitions that were being worked on when the workers went: one of them may have killed them."""
+        attempts = read_attempts(Location(self._plan.options.output))
+        partitions = [self._plan.partitions[attempt.index] for attempt in attempts if attempt.failed is None]
+        if not partitions:
+            return ""
+        named = [f"rows {p.start} to {p.stop} of {p.file.path} (partition {p.index})" for p in partitions[:_NAMED]]
+        more = f" and {len(partitions) - _NAMED} more" if len(partitions) > _NAMED else ""
+        return f"When they went, they worked on {', '.join(named)}{more}. "
 
     def _guard(self, call: Callable[[], Any]) -> Any:
         """Call, and say what to do where the cluster itself fails."""

@@ -168,7 +168,14 @@ def _context(output: Location, plan_json: dict[str, Any], report: Report) -> Con
             return None
         artifacts = Artifacts.load(options)
     except (BatchExplainError, OSError) as error:
-        report("The input or an artifact", f"cannot be loaded ({_sentence(error)})", "Restore it")
+        masked = any("***" in str(plan_json["options"].get(name)) for name in ("input", "model", "explainer"))
+        report(
+            "The input or an artifact",
+            f"cannot be loaded ({_sentence(error)})",
+            "Its address held credentials, which a run does not store: give them in the environment, in the run too"
+            if masked
+            else "Restore it",
+        )
         return None
     artifacts.explainer.take_learned(plan.learned)
     return Context(plan, name_outputs(artifacts))

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from batch_explain.engine.plan import Partition, Plan
 from batch_explain.engine.quarantine import QUARANTINE
 from batch_explain.engine.recompute import Recomputed, Share, explain_again, stored_options
-from batch_explain.errors import BatchExplainError, IntegrityError, InterruptedRunError, OptionError
+from batch_explain.errors import BatchExplainError, IntegrityError, InterruptedRunError, OptionError, mask_secrets
 from batch_explain.results import is_finished
 from batch_explain.storage.atomic import FileRecord, json_bytes, sha256_of
 from batch_explain.storage.attempts import ATTEMPTS_FOLDER
@@ -230,7 +230,7 @@ class _Checker:
         """Note what is wrong with a file, once; the cure follows from which file it is."""
         if file not in self._blamed:
             self._blamed.add(file)
-            self.problems.append(Problem(file, wrong, cure or self._cure(file)))
+            self.problems.append(Problem(mask_secrets(file), mask_secrets(wrong), cure or self._cure(file)))
 
     def is_sound(self, file: str) -> bool:
         """Whether nothing is wrong with a file so far."""
@@ -412,7 +412,9 @@ class _Checker:
         """The global summaries are what the partitions' own add up to."""
         if self.info is None or len(self.receipts) < len(plan.partitions):
             return
-        if not all(self.is_sound(partial_path(index)) and self.is_sound(receipt_path(index)) for index in self.receipts):
+        if not all(
+            self.is_sound(partial_path(index)) and self.is_sound(receipt_path(index)) for index in self.receipts
+        ):
             return
         try:
             features = {level: self.info["features"][level] for level in plan.levels}
