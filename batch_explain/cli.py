@@ -365,32 +365,24 @@ def _print_status(found: "Status") -> None:
 
 def _print_run(run: "Run", top: int = 5) -> None:
     """A short table: what a person wants to know first."""
-    from rich.console import Console
-    from rich.table import Table
-
     info = run.info
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    table.add_row("rows explained", f"{info['rows']['explained']:,}")
+    pairs = [("rows explained", f"{info['rows']['explained']:,}")]
     if info["rows"]["quarantined"]:
-        table.add_row("rows in quarantine", f"{info['rows']['quarantined']:,}: {_reasons(info['quarantine'])}")
+        pairs.append(("rows in quarantine", f"{info['rows']['quarantined']:,}: {_reasons(info['quarantine'])}"))
     if unreadable := info["quarantine"]["unreadable_files"]:
-        table.add_row("files not readable", ", ".join(file["path"] for file in unreadable[:top]))
+        pairs.append(("files not readable", ", ".join(file["path"] for file in unreadable[:top])))
     if info["rows_per_second"]:
-        table.add_row("rows per second", f"{info['rows_per_second']:,.0f}")
+        pairs.append(("rows per second", f"{info['rows_per_second']:,.0f}"))
     if info["artifacts"]["model"]:
-        table.add_row("model", info["artifacts"]["model"]["kind"])
-    table.add_row("explainer", info["artifacts"]["explainer"]["description"])
-    table.add_row("surrogate fidelity", _fidelity(info["fidelity"]))
+        pairs.append(("model", info["artifacts"]["model"]["kind"]))
+    pairs.append(("explainer", info["artifacts"]["explainer"]["description"]))
+    pairs.append(("surrogate fidelity", _fidelity(info["fidelity"])))
     for level in ("raw", "engineered"):
         if info["features"][level]:
-            table.add_row(f"top {level} features", _top(run, level, top))
-    for warning in info["warnings"]:
-        table.add_row("warning", warning)
-    table.add_row("results", str(run.location))
-    wide = None if sys.stdout.isatty() else 200
-    Console(highlight=False, markup=False, width=wide).print(table)
+            pairs.append((f"top {level} features", _top(run, level, top)))
+    pairs += [("warning", warning) for warning in info["warnings"]]
+    pairs.append(("results", str(run.location)))
+    _print_pairs(pairs)
 
 
 def _reasons(quarantine: dict[str, Any], most: int = 3) -> str:
@@ -413,4 +405,8 @@ def _top(run: "Run", level: str, count: int) -> str:
     means = (
         run.summary(level).groupby("feature", sort=False)["mean_abs"].mean().sort_values(ascending=False, kind="stable")
     )
-    return ", ".join(f"{feature} {value:.3g}" for feature, value in means.head(count).items())
+    return ", ".join(f"{_shortened(str(feature))} {value:.3g}" for feature, value in means.head(count).items())
+
+
+def _shortened(name: str, most: int = 60) -> str:
+    return name if len(name) <= most else f"{name[:most]}…"

@@ -1,8 +1,9 @@
 """The tables that a run writes: their schemas, and the writer of one partition's parts."""
 
+import hashlib
 import json
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +15,7 @@ from batch_explain.storage.atomic import FileRecord, NewFile
 from batch_explain.storage.filesystems import Location
 
 METADATA_KEY = b"batch_explain"
+_LONGEST_LABEL, _KEPT_OF_LABEL = 200, 100  # bytes; file systems allow 255 for a name
 SOURCE_IDS = (pa.field("source_file", pa.string()), pa.field("source_row", pa.int64()))
 
 
@@ -33,8 +35,14 @@ def importance_folder(level: str, output: str | None) -> str:
 
 
 def encode_label(label: str) -> str:
-    """Percent-encode a class label so that it is one safe folder name (``.`` and ``..`` included)."""
+    """Percent-encode a class label so that it is one safe folder name (``.`` and ``..`` included).
+
+    What would be too long for a file system is cut, and a digest of the label takes the place of the rest.
+    """
     encoded = quote(label, safe="")
+    if len(encoded) > _LONGEST_LABEL:
+        digest = hashlib.sha256(label.encode("utf-8", "surrogatepass")).hexdigest()
+        encoded = f"{encoded[:_KEPT_OF_LABEL].rsplit('%', 1)[0]}~{digest[:32]}"
     return encoded.replace(".", "%2E") if not encoded.strip(".") else encoded
 
 
@@ -81,10 +89,9 @@ class PartWriter:
         self._tables = {table.folder: table for table in tables}
         self._files: dict[str, NewFile] = {}
         self._writers: dict[str, pq.ParquetWriter] = {}
-        with ExitStack() as stack:
+        try:
             for table in tables:
                 file = NewFile(root, part_path(table.folder, index))
-                stack.callback(file.abort)
                 self._files[table.folder] = file
                 self._writers[table.folder] = pq.ParquetWriter(
                     file.stream,
@@ -94,7 +101,9 @@ class PartWriter:
                     use_dictionary=[f.name for f in table.schema if pa.types.is_string(f.type)],
                     write_statistics=True,
                 )
-            stack.pop_all()
+        except BaseException:
+            self._abandon()
+            raise
 
     def write(self, folder: str, columns: list[pa.Array]) -> None:
         """Append rows (one row group) to a table; ``columns`` in the order of its schema."""
@@ -112,6 +121,10 @@ class PartWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._abandon()
+
+    def _abandon(self) -> None:
+        """Remove what has no final name yet."""
         for writer in self._writers.values():
             # an unfinished one would write its footer into the closed file when it is collected
             with suppress(OSError, ValueError, pa.ArrowException):
