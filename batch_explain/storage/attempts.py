@@ -10,14 +10,16 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from batch_explain.errors import StoppedError, mask_secrets
 from batch_explain.storage.atomic import NewFile
 from batch_explain.storage.filesystems import Location
+from batch_explain.storage.remote import try_for
 from batch_explain.storage.tables import part_name
 
 ATTEMPTS_FOLDER = "_run/attempts"
+_NOTE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ def attempt(output: Location, index: int) -> Iterator[None]:
     except StoppedError:
         raise
     except Exception as error:
-        _write(output, Attempt(index, mine.host, mine.pid, mine.began, tries, mask_secrets(str(error))[:2_000]))
+        failed = replace(mine, failed=mask_secrets(str(error))[:2_000])
+        try_for(_NOTE_SECONDS, lambda: _write(output, failed))
         raise
     place = output.join(_path(index))
     with suppress(OSError):
