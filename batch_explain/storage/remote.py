@@ -1,4 +1,4 @@
-"""Remote filesystems that fail in one way, and not in silence: a caller sees an OSError, whatever their libraries raise.
+"""Remote filesystems that fail in one way, and not in silence: by an OSError, whatever their libraries raise.
 
 Clients of object stores have exceptions of their own (``azure.core``, ``botocore``, ``gcsfs``, ``aiohttp``), which
 fsspec's filesystems hand on, wrap into Python's, or take for "there is no such file".
