@@ -50,11 +50,19 @@ class Attempt:
 
 @contextmanager
 def attempt(output: Location, index: int) -> Iterator[None]:
-    """Note that a partition is worked on while the block runs; and why, where it fails."""
-    before = next(iter(_read(output, [_path(index)])), None)
-    tries = before.tries + 1 if before else 1
-    mine = Attempt(index, platform.node(), os.getpid(), round(time.time(), 3), tries)
-    _write(output, mine)
+    """Note that a partition is worked on while the block runs; and why, where it fails.
+
+    The notes are best effort: where the storage fails, the task's own files will say so, and sooner.
+    """
+    mine = Attempt(index, platform.node(), os.getpid(), round(time.time(), 3))
+
+    def begin() -> None:
+        nonlocal mine
+        if before := next(iter(_read(output, [_path(index)])), None):
+            mine = replace(mine, tries=before.tries + 1)
+        _write(output, mine)
+
+    try_for(_NOTE_SECONDS, begin)
     try:
         yield
     except StoppedError:
@@ -64,8 +72,7 @@ def attempt(output: Location, index: int) -> Iterator[None]:
         try_for(_NOTE_SECONDS, lambda: _write(output, failed))
         raise
     place = output.join(_path(index))
-    with suppress(OSError):
-        place.fs.rm_file(place.path)
+    try_for(_NOTE_SECONDS, lambda: place.fs.rm_file(place.path))
 
 
 def read_attempts(output: Location) -> list[Attempt]:
@@ -87,15 +94,13 @@ def forget_attempts(output: Location) -> None:
 
 
 def _write(output: Location, mine: Attempt) -> None:
-    """Best effort: where the storage fails, the task's own files will say so."""
-    with suppress(OSError):
-        file = NewFile(output, _path(mine.index), durable=False)
-        try:
-            file.stream.write(json.dumps(asdict(mine), ensure_ascii=False).encode())
-        except BaseException:
-            file.abort()
-            raise
-        file.commit()
+    file = NewFile(output, _path(mine.index), durable=False)
+    try:
+        file.stream.write(json.dumps(asdict(mine), ensure_ascii=False).encode())
+    except BaseException:
+        file.abort()
+        raise
+    file.commit()
 
 
 def _read(output: Location, paths: list[str]) -> Iterator[Attempt]:
