@@ -208,18 +208,38 @@ def _observers(quiet: bool, log_format: str) -> Iterator[list["Observer"]]:
 
     if log_format not in ("text", "json"):
         raise OptionError(f"--log-format is '{log_format}'. Use text or json.")
-    if quiet:
-        yield []
-    elif log_format == "json":
-        yield [JsonLog()]
-    elif sys.stderr.isatty():
-        bar = ProgressBar()
-        try:
-            yield [bar]
-        finally:
-            bar.close()
-    else:
-        yield [PlainLog()]
+    observers: list[Observer] = []
+    with contextlib.ExitStack() as stack:
+        if quiet:
+            pass
+        elif log_format == "json":
+            observers = [JsonLog()]
+        elif sys.stderr.isatty():
+            bar = ProgressBar()
+            stack.callback(bar.close)
+            observers = [bar]
+        else:
+            observers = [PlainLog()]
+        stack.enter_context(_warnings_shown_by(observers))
+        yield observers
+
+
+@contextlib.contextmanager
+def _warnings_shown_by(observers: list["Observer"]) -> Iterator[None]:
+    """Have this package's log lines appear among the events, or not at all where nobody observes."""
+    from batch_explain.events import Waiting
+
+    class Shown(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            for observer in observers:
+                observer(Waiting(record.getMessage()))
+
+    logger, handler = logging.getLogger("batch_explain"), Shown()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _guarded(work: Callable[[], _Answer], stopped: str = _STOPPED) -> _Answer:

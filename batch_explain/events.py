@@ -60,6 +60,13 @@ class PartitionDone:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """Something takes long, and what it is: a storage that does not answer."""
+
+    what: str
+
+
+@dataclass(frozen=True)
 class RunFinished:
     """``_SUCCESS`` is written."""
 
@@ -68,7 +75,7 @@ class RunFinished:
     output: str
 
 
-Event = ArtifactsLoaded | RunPlanned | RunResumed | WorkersReady | PartitionDone | RunFinished
+Event = ArtifactsLoaded | RunPlanned | RunResumed | WorkersReady | PartitionDone | Waiting | RunFinished
 Observer = Callable[[Event], None]
 
 
@@ -113,6 +120,8 @@ class PlainLog:
                 if self._progress.is_complete or time.monotonic() - self._shown > self._interval:
                     self._shown = time.monotonic()
                     self._say(self._progress.describe())
+            case Waiting():
+                self._say(f"waiting: {event.what}")
             case RunFinished():
                 self._say(f"done: {event.rows:,} rows in {event.seconds:.1f} s -> {event.output}")
 
@@ -162,6 +171,8 @@ class ProgressBar:
                 self._bar.start()
             case PartitionDone():
                 self._bar.update(self._task, completed=self._progress.done, rate=f"{self._progress.rate:,.0f} rows/s")
+            case Waiting():
+                self._plain.print(f"waiting: {event.what}", markup=False)
             case RunFinished():
                 self.close()
 

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from batch_explain.errors import OptionError
 from batch_explain.storage.atomic import sha256_of
@@ -103,7 +104,7 @@ class Run:
         parts.sort(key=lambda path: (len(path), path))  # part-100000 comes after part-99999
         if not parts:
             raise OptionError("The run has no table 'quarantine': all rows were explained.")
-        filesystem = None if self.location.is_local else self.location.fs
+        filesystem = None if self.location.is_local else PyFileSystem(FSSpecHandler(self.location.fs))
         return ds.dataset([self.location.join(part).path for part in parts], format="parquet", filesystem=filesystem)
 
 

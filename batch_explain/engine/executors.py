@@ -292,7 +292,7 @@ class ClusterExecutor(Executor):
 def dask_setup(_worker: Any) -> None:
     """Have a worker process of our own ignore SIGINT and be quiet; Dask calls it in each, whenever it is started."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in _LOGGERS:
+    for name in (*_LOGGERS, "batch_explain"):  # a storage that does not answer, the run's own process tells
         logging.getLogger(name).setLevel(_SILENT)
 
 
@@ -337,6 +337,10 @@ def _load_context(options: RunOptions, digest: str) -> Context:
         plan = read_plan(options)
     except FileNotFoundError:
         plan = None
+    except OSError as error:
+        raise InterruptedRunError(
+            f"The plan in {options.output} cannot be read: {error}. Look after that storage, and go on with --resume."
+        ) from error
     if plan is None or plan.digest != digest:
         raise InterruptedRunError(
             f"The plan in {options.output} is not the one of this run: two runs write to the same place, or the "

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,13 +13,13 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from batch_explain.engine.artifacts import Artifacts, Batch, name_outputs
-from batch_explain.engine.estimate import Estimate, cores, estimate, time_of_a_row
+from batch_explain.engine.estimate import TIMED_ROWS, Estimate, cores, estimate, time_of_a_row
 from batch_explain.engine.executors import executor_for
 from batch_explain.engine.finalize import finalize
 from batch_explain.engine.plan import Partition, Plan, make_plan, write_plan
 from batch_explain.engine.quarantine import Limits
 from batch_explain.engine.resume import finished, resumed
-from batch_explain.engine.task import Context, explain_rows
+from batch_explain.engine.task import Context, batches_of, explain_batch, explain_rows
 from batch_explain.errors import BadDataError, InputError, InterruptedRunError, UnreadableFileError
 from batch_explain.events import (
     ArtifactsLoaded,
@@ -207,10 +208,16 @@ def _estimate(plan: Plan, artifacts: Artifacts) -> Estimate:
     if plan.options.scheduler == "sync":
         tasks = 1
 
-    def explain(rows: int) -> Batch:
-        return explain_rows(Context(plan, artifacts), replace(part, stop=min(part.stop, part.start + rows)))
+    context, most = Context(plan, artifacts), min(part.rows, plan.batch_rows, TIMED_ROWS)
 
-    most = min(part.rows, plan.batch_rows)
+    @functools.cache
+    def first_rows() -> tuple[pa.Table, int]:
+        return next(batches_of(plan, replace(part, stop=part.start + most)))
+
+    def explain(rows: int) -> Batch:  # without the reading: an object store's answers take longer than a few rows
+        table, first = first_rows()
+        return explain_batch(context, table.slice(0, rows), part, first)
+
     seconds = time_of_a_row(explain, most) if most > 1 and plan.options.scheduler in SCHEDULERS else None
     return estimate(
         artifacts,

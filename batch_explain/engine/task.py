@@ -250,8 +250,10 @@ def _keep_freed_memory() -> None:
 
 def _still_ours(output: Location, plan: Plan) -> None:
     """A task that outlived its run (a signal, a lost client) must not write into the next one."""
-    place = output.join(RUN_ID_FILE)
-    if not place.exists() or place.read_bytes() != plan.run_id.encode():
+    found = None
+    with contextlib.suppress(FileNotFoundError):
+        found = output.join(RUN_ID_FILE).read_bytes()
+    if found != plan.run_id.encode():
         raise InterruptedRunError(f"Another run has taken the output {output}. Give each run its own output.")
 
 

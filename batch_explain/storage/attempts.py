@@ -10,14 +10,16 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from batch_explain.errors import StoppedError, mask_secrets
 from batch_explain.storage.atomic import NewFile
 from batch_explain.storage.filesystems import Location
+from batch_explain.storage.remote import try_for
 from batch_explain.storage.tables import part_name
 
 ATTEMPTS_FOLDER = "_run/attempts"
+_NOTE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -48,21 +50,29 @@ class Attempt:
 
 @contextmanager
 def attempt(output: Location, index: int) -> Iterator[None]:
-    """Note that a partition is worked on while the block runs; and why, where it fails."""
-    before = next(iter(_read(output, [_path(index)])), None)
-    tries = before.tries + 1 if before else 1
-    mine = Attempt(index, platform.node(), os.getpid(), round(time.time(), 3), tries)
-    _write(output, mine)
+    """Note that a partition is worked on while the block runs; and why, where it fails.
+
+    The notes are best effort: where the storage fails, the task's own files will say so, and sooner.
+    """
+    mine = Attempt(index, platform.node(), os.getpid(), round(time.time(), 3))
+
+    def begin() -> None:
+        nonlocal mine
+        if before := next(iter(_read(output, [_path(index)])), None):
+            mine = replace(mine, tries=before.tries + 1)
+        _write(output, mine)
+
+    try_for(_NOTE_SECONDS, begin)
     try:
         yield
     except StoppedError:
         raise
     except Exception as error:
-        _write(output, Attempt(index, mine.host, mine.pid, mine.began, tries, mask_secrets(str(error))[:2_000]))
+        failed = replace(mine, failed=mask_secrets(str(error))[:2_000])
+        try_for(_NOTE_SECONDS, lambda: _write(output, failed))
         raise
     place = output.join(_path(index))
-    with suppress(OSError):
-        place.fs.rm_file(place.path)
+    try_for(_NOTE_SECONDS, lambda: place.fs.rm_file(place.path))
 
 
 def read_attempts(output: Location) -> list[Attempt]:
@@ -84,15 +94,13 @@ def forget_attempts(output: Location) -> None:
 
 
 def _write(output: Location, mine: Attempt) -> None:
-    """Best effort: where the storage fails, the task's own files will say so."""
-    with suppress(OSError):
-        file = NewFile(output, _path(mine.index), durable=False)
-        try:
-            file.stream.write(json.dumps(asdict(mine), ensure_ascii=False).encode())
-        except BaseException:
-            file.abort()
-            raise
-        file.commit()
+    file = NewFile(output, _path(mine.index), durable=False)
+    try:
+        file.stream.write(json.dumps(asdict(mine), ensure_ascii=False).encode())
+    except BaseException:
+        file.abort()
+        raise
+    file.commit()
 
 
 def _read(output: Location, paths: list[str]) -> Iterator[Attempt]:

@@ -142,6 +142,8 @@ def _read_footer(place: Location, path: str) -> InputFile:
             metadata, schema = parquet.metadata, parquet.schema_arrow
             size, fingerprint = _fingerprint(stream)
     except (OSError, pa.ArrowException) as error:
+        if not place.is_local and getattr(error, "errno", None) is not None:  # the storage's, not the file's
+            raise
         return InputFile(path, place.url, 0, 0, (), "unreadable", hive=hive_keys(path), problem=_first_line(error))
     return InputFile(
         path=path,

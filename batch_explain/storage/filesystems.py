@@ -9,6 +9,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from batch_explain.errors import InputError, mask_secrets
+from batch_explain.storage.remote import RemoteFilesystem
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,17 @@ class Location:
             ) from error
         if hasattr(fs, "dircache"):
             fs.dircache.use_listings_cache = False  # other processes write into folders that this one has listed
+            fs.dircache.clear()
         return fs, path.rstrip("/") or path
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Location, (self.url,))
 
-    @property
+    @cached_property
     def fs(self) -> Any:
-        """The fsspec filesystem."""
-        return self._resolved[0]
+        """The fsspec filesystem; a remote one raises nothing but OSErrors (see :mod:`batch_explain.storage.remote`)."""
+        fs = self._resolved[0]
+        return fs if self.is_local else RemoteFilesystem(fs)
 
     @property
     def path(self) -> str:
@@ -54,7 +57,7 @@ class Location:
     @property
     def is_local(self) -> bool:
         """Whether the place is on this machine's own filesystem."""
-        return isinstance(self.fs, LocalFileSystem)
+        return isinstance(self._resolved[0], LocalFileSystem)
 
     @property
     def name(self) -> str:
@@ -100,6 +103,8 @@ class Location:
 
     def read_bytes(self) -> bytes:
         """The whole content."""
+        if not self.is_local:
+            return bytes(self.fs.cat_file(self.path))  # one request
         with self.open() as stream:
             return stream.read()
 
@@ -109,7 +114,7 @@ class Location:
 
     def contains(self, other: "Location") -> bool:
         """Whether ``other`` is this place or lies below it."""
-        if type(self.fs) is not type(other.fs):
+        if type(self._resolved[0]) is not type(other._resolved[0]):
             return False
         here, there = self.real_path().rstrip("/"), other.real_path().rstrip("/")
         return there == here or there.startswith(here + "/")

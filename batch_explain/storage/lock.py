@@ -19,12 +19,13 @@ from datetime import datetime, timezone
 
 from batch_explain.errors import InterruptedRunError, OutputRefusedError
 from batch_explain.storage.filesystems import Location
+from batch_explain.storage.remote import try_for
 
 LOCK_FILE = "_run/lock.json"
 BEAT_SECONDS = 5.0
 SILENCE_SECONDS = 30.0  # without a beat: dead
 _SETTLE_SECONDS = 0.2
-_RELEASES = 3
+_RELEASES, _RELEASE_SECONDS = 3, 10.0
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -100,15 +101,18 @@ class Lock:
             )
 
     def release(self) -> None:
-        """Give the output free."""
+        """Give the output free, where the storage answers; without beats the lock will be known for dead."""
         self._released.set()
+        try_for(_RELEASE_SECONDS, self._remove)
+
+    def _remove(self) -> None:
         self._thread.join()
         for attempt in range(_RELEASES):
             try:
                 if self._is_ours():
                     self._place.fs.rm_file(self._place.path)
                 return
-            except OSError:  # without beats it will be known for dead
+            except OSError:
                 time.sleep(_SETTLE_SECONDS * attempt)
 
     def __enter__(self) -> "Lock":
@@ -207,8 +211,9 @@ def _create(place: Location, holder: Holder) -> bool:
             _create_remote(place, content)
         else:
             _create_local(place.path, f"{place.path}.{holder.token}.tmp", content)
-    except FileExistsError:
-        return False
+    except FileExistsError:  # perhaps by this very call: a client whose answer was lost asks again
+        found = _read(place)
+        return found is not None and found.token == holder.token
     return True
 
 
@@ -231,6 +236,10 @@ def _create_remote(place: Location, content: bytes) -> None:
     try:
         with place.fs.open(place.path, "xb") as stream:
             stream.write(content)
+    except OSError as error:
+        if not isinstance(error, FileExistsError) and place.exists():  # blocks of several that make it get mixed up
+            raise FileExistsError from None
+        raise
     except (ValueError, NotImplementedError):  # no conditional create: look first, and settle afterwards
         if place.exists():
             raise FileExistsError from None

@@ -65,9 +65,10 @@ def read_receipt(root: Location, index: int) -> Receipt | None:
         If the receipt was written by another version of the format.
     """
     place = root.join(receipt_path(index))
-    if not place.exists():
+    try:
+        content = json.loads(place.read_bytes())
+    except FileNotFoundError:
         return None
-    content = json.loads(place.read_bytes())
     if content["version"] != VERSION:
         raise IntegrityError(
             f"The receipt {place} has format version {content['version']}; this program reads {VERSION}. Finish the "
