@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ class Azurite:
         endpoint = f"BlobEndpoint=http://127.0.0.1:{self.port}/{ACCOUNT}"
         return f"{endpoint};SharedAccessSignature={token}", parse_qs(token)["sig"][0]
 
+    @cached_property
     def filesystem(self) -> Any:
         """Adlfs itself, without what the engine puts around it."""
         import adlfs
@@ -117,8 +119,8 @@ class Container:
 
     @property
     def fs(self) -> Any:
-        """See :meth:`Azurite.filesystem`."""
-        return self.server.filesystem()
+        """See :attr:`Azurite.filesystem`."""
+        return self.server.filesystem
 
     def names(self, folder: str) -> list[str]:
         """All blobs below a folder."""
