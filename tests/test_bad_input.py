@@ -560,10 +560,8 @@ def test_an_unneeded_column_may_be_anything(place: Place) -> None:
 
 
 SUBPROCESS = [
-    ("sync", "column_missing"),
     ("sync", "config_unknown_key"),
     ("sync", "unknown_category"),
-    ("sync", "surrogate_cut_short"),
     ("sync", "password_in_a_url"),
     ("processes", "unknown_category"),
     ("processes", "pages_damaged"),

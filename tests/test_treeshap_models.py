@@ -17,6 +17,7 @@ from batch_explain.trees.lightgbm_text import read_model_text
 from batch_explain.treeshap.kernel import DEFAULT_TABLE_BYTES, TreeShap, aligned
 from batch_explain.treeshap.reference import goes_left, shap_values
 from tests.comparing import assert_close
+from tests.conftest import HAS_AUTOML
 from tests.lightgbm_models import (
     CATEGORICAL,
     NUMERICAL,
@@ -37,7 +38,10 @@ TOLERANCE = 1e-10
 TRUSTED_FEATURES = 20  # of a path: LightGBM's own recursion loses digits beyond
 
 _hypothesis = settings(
-    max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    # the kernel is the same everywhere: beside the AutoML stack the examples are about its LightGBM
+    max_examples=150 if HAS_AUTOML else 500,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 _soak = settings(_hypothesis, max_examples=20_000)
 
