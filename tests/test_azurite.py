@@ -33,9 +33,11 @@ from batch_explain.storage.lock import LOCK_FILE, take_lock
 from batch_explain.storage.tables import PartWriter, TableSpec
 from tests.azurite import CONNECTION, IMPATIENT, KEY, PROGRAM, Azurite, Container
 from tests.comparing import digests
-from tests.conftest import ROOT, Engineered, Small
+from tests.conftest import HAS_AUTOML, ROOT, Engineered, Small
 
 PARTITIONS = 8
+
+once = pytest.mark.skipif(HAS_AUTOML, reason="shown without the AutoML stack: the store and its client are the same")
 
 
 @pytest.fixture(scope="session")
@@ -242,6 +244,7 @@ print(*map(int, won))
 """
 
 
+@once
 def test_of_racing_processes_one_gets_the_lock(container: Container) -> None:
     racers, rounds = 3, 10
     processes = [
@@ -317,6 +320,7 @@ for path in sys.argv[1:]:
 """
 
 
+@once
 def test_listings_are_of_this_moment(container: Container) -> None:
     """Another process writes between two looks of this one."""
     fsspec_own = fsspec.filesystem("abfs")
@@ -382,6 +386,7 @@ def test_nothing_starts_where_the_store_refuses(
     assert not job.container.names("out")
 
 
+@once
 @pytest.mark.parametrize("client", ["impatient", pytest.param("as it is", marks=pytest.mark.soak)])
 def test_the_server_stops_in_the_middle(
     client: str,
@@ -443,6 +448,7 @@ def test_a_store_that_does_not_answer_is_told(
     ]
 
 
+@once
 def test_a_signed_token_appears_nowhere(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     import adlfs
 
