@@ -125,8 +125,13 @@ class Artifacts:
 
     @property
     def task(self) -> str:
-        """``classification``, ``regression``, or ``unknown`` without a model."""
-        return "unknown" if self.teacher is None else self.teacher.task
+        """``classification``, ``regression``, or ``unknown`` where neither a model nor a bundle says."""
+        return (self.explainer.task or "unknown") if self.teacher is None else self.teacher.task
+
+    @property
+    def classes(self) -> tuple[Any, ...] | None:
+        """The model's class labels; None for regression, and where neither a model nor a bundle says."""
+        return self.explainer.classes if self.teacher is None else self.teacher.classes
 
     @property
     def row_bytes(self) -> int:
@@ -220,6 +225,8 @@ def match(explainer: Explainer, teacher: Teacher | None) -> Artifacts:
             "The explainer does not name its features, so the input columns are unknown without a model. Pass the "
             "--model too, or make the explainer with features."
         )
+    if teacher is not None:
+        _match_recorded(explainer, teacher)
     if teacher is not None and not explainer.featurizes:
         _match_features(explainer, teacher, notes)
         if explainer.feature_map is None:
@@ -239,9 +246,36 @@ def name_outputs(artifacts: Artifacts) -> Artifacts:
     artifacts = replace(artifacts, link=explainer.link, output_notes=())
     if explainer.learns_from_rows and explainer.kind == "opaque":
         return artifacts
-    if teacher is None:
+    if teacher is not None:
+        return _match_outputs(artifacts, explainer, teacher.classes)
+    if explainer.task is None:
         return replace(artifacts, labels=_numbered(explainer.n_outputs, explainer.surrogate_classes))
-    return _match_outputs(artifacts, explainer, teacher)
+    return replace(_match_outputs(artifacts, explainer, explainer.classes), output_notes=())
+
+
+def _match_recorded(explainer: Explainer, teacher: Teacher) -> None:
+    """What a bundle records of its model against the model that is given."""
+    if explainer.task is None:
+        return
+    for what, recorded, found in (
+        ("task", explainer.task, teacher.task),
+        ("classes", _typed(explainer.classes), _typed(teacher.classes)),
+    ):
+        if recorded != found:
+            shown = [
+                value if isinstance(value, str) else ", ".join(label for _, label in value or ()) or "none"
+                for value in (recorded, found)
+            ]
+            raise ArtifactError(
+                f"The bundle was exported for another model: its {what} {'are' if what == 'classes' else 'is'} "
+                f"{shown[0]}, and the model's {shown[1]}. Pass the model that it was exported with, or the bundle that "
+                "was exported with this very model."
+            )
+
+
+def _typed(classes: tuple[Any, ...] | None) -> tuple[tuple[str, str], ...] | None:
+    """Labels with their types, so that 1, True and '1' differ."""
+    return None if classes is None else tuple((type(label).__name__, repr(label)) for label in classes)
 
 
 def _match_features(explainer: Explainer, teacher: Teacher, notes: list[str]) -> None:
@@ -296,8 +330,8 @@ def _borrow_map(explainer: Explainer, teacher: Teacher, notes: list[str]) -> Non
         notes.append("the explainer has no feature map: the raw importances use the one of the model's featurizer")
 
 
-def _match_outputs(result: Artifacts, explainer: Explainer, teacher: Teacher) -> Artifacts:
-    classes, outputs = teacher.classes, explainer.n_outputs
+def _match_outputs(result: Artifacts, explainer: Explainer, classes: tuple[Any, ...] | None) -> Artifacts:
+    outputs = explainer.n_outputs
     if classes is None:
         if outputs > 1:
             raise ArtifactError(

@@ -19,6 +19,7 @@ from batch_explain.engine.artifacts import Artifacts
 from batch_explain.engine.estimate import batch_rows
 from batch_explain.engine.schema import check_columns, id_fields, some_of
 from batch_explain.errors import OptionError, mask_secrets
+from batch_explain.explainers.bundle import explainer_digest
 from batch_explain.options import RunOptions
 from batch_explain.storage.atomic import new_file, sha256_of, write_json
 from batch_explain.storage.dataset import InputFile, dataset_root, hive_keys, hive_types
@@ -321,9 +322,10 @@ def make_plan(
 
 
 def artifact_digests(options: RunOptions) -> dict[str, str]:
-    """``model``, ``explainer`` and ``feature map``, those that were given -> SHA-256 of the file."""
-    given = (("model", options.model), ("explainer", options.explainer), ("feature map", options.feature_map))
-    return {name: sha256_of(Location(path)) for name, path in given if path is not None}
+    """``model``, ``explainer`` and ``feature map``, those that were given -> SHA-256 of the file or bundle."""
+    given = (("model", options.model), ("feature map", options.feature_map))
+    found = {name: sha256_of(Location(path)) for name, path in given if path is not None}
+    return {"explainer": explainer_digest(Location(options.explainer)), **found}
 
 
 def cut(files: Sequence[InputFile], partition_rows: int, limit: int | None = None) -> list[Partition]:
@@ -375,7 +377,7 @@ def _tables(
     stored: pa.DataType,
 ) -> dict[str, tuple[TableSpec, ...]]:
     explainer, teacher = artifacts.explainer, artifacts.teacher
-    classes = None if teacher is None or teacher.classes is None else [str(label) for label in teacher.classes]
+    classes = None if artifacts.classes is None else [str(label) for label in artifacts.classes]
     common = {"format_version": VERSION, "task": artifacts.task, "classes": classes}
     features = {
         "engineered": [explainer.engineered_features[i] for i in written],
