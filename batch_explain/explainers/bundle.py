@@ -1,8 +1,8 @@
 """The portable bundle: an explainer as numbers and text, with no code in it.
 
-A folder of ``bundle.json`` (see :mod:`batch_explain.explainers.manifest`), ``surrogate.txt`` (LightGBM's model text) or
-``linear.npz``, ``feature_map.npz`` where there is a feature map, and ``canary.parquet``. ``bundle.json`` is written last
-and holds the checksums of the others: without it there is no bundle.
+A folder of ``bundle.json`` (see :mod:`batch_explain.explainers.manifest`), ``surrogate.txt`` (LightGBM's model text)
+or ``linear.npz``, ``feature_map.npz`` where there is a feature map, and ``canary.parquet``. ``bundle.json`` is written
+last and holds the checksums of the others: without it there is no bundle.
 """
 
 import hashlib
@@ -109,8 +109,8 @@ def write_bundle(place: Location, files: Mapping[str, bytes], *, overwrite: bool
     Raises
     ------
     OutputRefusedError
-        If the folder is not empty, unless it holds a bundle and nothing else and ``overwrite`` is given; or it cannot be
-        written.
+        If the folder cannot be written, or is not empty: unless it holds a bundle and nothing else, and ``overwrite``
+        is given.
     """
     try:
         entries = _entries(place)

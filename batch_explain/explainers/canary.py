@@ -20,9 +20,8 @@ TOLERANCE = 1e-9  # |difference| <= tolerance x max(1, the row's largest |value|
 MAX_ROWS = 512
 _FEWEST_ROWS = 16
 _MAX_NUMBERS = 20_000  # of all rows together: 160 kB
-_SCHEMA = pa.schema(
-    [("sparse", pa.bool_()), *((name, pa.list_(pa.float64())) for name in ("row", "engineered", "raw"))]
-)
+_LISTS = ("row", "engineered", "raw")
+_SCHEMA = pa.schema([("sparse", pa.bool_()), *((name, pa.list_(pa.float64())) for name in _LISTS)])
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,8 @@ def canary_bytes(canary: Canary) -> bytes:
         arrays.append(pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.ascontiguousarray(values).ravel())))
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_arrays(arrays, schema=_SCHEMA), buffer, compression="none", use_dictionary=False)
-    return buffer.getvalue().to_pybytes()
+    content: bytes = buffer.getvalue().to_pybytes()
+    return content
 
 
 def check_canary(explainer: Explainer, content: bytes) -> None:
@@ -92,10 +92,10 @@ def check_canary(explainer: Explainer, content: bytes) -> None:
             wrong = ~_close(values, expected[here]).all(axis=1)
             if wrong.any():
                 raise ArtifactError(
-                    f"{int(wrong.sum())} of its {len(wrong)} canary rows do not get the {kind} importances that they had "
-                    "when it was exported: its files were changed, or something on this machine computes otherwise. "
-                    "Export it again from the explainer; if that is refused too, look at the versions of LightGBM and "
-                    "batch-explain."
+                    f"{int(wrong.sum())} of its {len(wrong)} canary rows do not get the {kind} importances that they "
+                    "had when it was exported: its files were changed, or something on this machine computes "
+                    "otherwise. Export it again from the explainer; if that is refused too, look at the versions of "
+                    "LightGBM and batch-explain."
                 )
 
 

@@ -75,12 +75,11 @@ class Manifest:
         ArtifactError
             If a class label or a number is none that the format holds.
         """
-        if strange := [
-            label for label in (*(self.classes or ()), *(self.surrogate_classes or ())) if not _label(label)
-        ]:
+        labels = (*(self.classes or ()), *(self.surrogate_classes or ()))
+        if strange := [label for label in labels if not _label(label)]:
             raise ArtifactError(
-                f"The class label {strange[0]!r} is a {type(strange[0]).__name__}; a bundle holds texts, finite numbers "
-                "and booleans. Train the model with such labels."
+                f"The class label {strange[0]!r} is a {type(strange[0]).__name__}; a bundle holds texts, finite "
+                "numbers and booleans. Train the model with such labels."
             )
         if not all(math.isfinite(value) for values in self.expected_values.values() for value in values):
             raise ArtifactError("The explainer's expected value is not a finite number. Make the explainer again.")
