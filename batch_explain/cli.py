@@ -68,7 +68,11 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
     multiple=True,
     help="A column's name in the file, where it differs.",
 )
-@click.option("--outputs", metavar="A,B", help="Tables: predictions, engineered, raw (default: all that can be made).")
+@click.option(
+    "--outputs",
+    metavar="A,B",
+    help="Tables: predictions, engineered, raw (default: these, if they can be made), features.",
+)
 @click.option("--scheduler", metavar="NAME|URL", help="processes (default), threads, sync, or tcp://host:port.")
 @click.option("--workers", metavar="N", help="Workers (default: one a core).")
 @click.option("--partition-rows", metavar="N", help="Most rows of one task (default: 100000).")

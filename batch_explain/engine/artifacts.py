@@ -6,16 +6,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from batch_explain.engine.features import read_features
 from batch_explain.errors import ArtifactError, OptionError
 from batch_explain.explainers.base import Explainer, Matrix, as_matrix, combine_maps
 from batch_explain.explainers.feature_map import take_feature_map
 from batch_explain.explainers.load import load_explainer
 from batch_explain.explainers.pickles import load_pickle
-from batch_explain.options import TABLES, RunOptions
+from batch_explain.options import ALL_TABLES, TABLES, RunOptions
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.shared import shared_array
 from batch_explain.teachers.base import Predictions, Teacher
-from batch_explain.teachers.columns import Column, count_padded, to_frame, to_matrix
+from batch_explain.teachers.columns import Column, count_padded, to_frame
 from batch_explain.teachers.load import teacher_of
 from batch_explain.teachers.threads import keep_to_one_thread
 
@@ -111,11 +112,11 @@ class Artifacts:
             return self.teacher.columns
         if self.explainer.featurizes:
             return tuple(Column(name) for name in self.explainer.raw_features or ())
-        return tuple(Column(self.explainer.engineered_features[i]) for i in self._positions)
+        return tuple(Column(self.explainer.engineered_features[i]) for i in self.features)
 
     @property
-    def _positions(self) -> np.ndarray:
-        """Engineered features that are read where the input holds them: the used ones, but at least one column."""
+    def features(self) -> np.ndarray:
+        """Engineered features that are needed to explain a row again: the used ones, but at least one column."""
         return self.explainer.used if len(self.explainer.used) else np.array([0])
 
     @property
@@ -154,12 +155,15 @@ class Artifacts:
             missing["predictions"] = "there is no --model to predict with"
         if self.explainer.feature_map is None and not self.explainer.featurizes:
             missing["raw"] = "neither the explainer nor the model has a feature map from raw to engineered features"
+        if self.takes_engineered:
+            missing["features"] = "the input holds the engineered features already"
         for table in asked or ():
             if table in missing:
                 raise OptionError(
                     f"--outputs names '{table}', which cannot be made: {missing[table]}. Leave it out of --outputs."
                 )
-        return tuple(table for table in TABLES if table not in missing and (asked is None or table in asked))
+        wanted = TABLES if asked is None else asked
+        return tuple(table for table in ALL_TABLES if table not in missing and table in wanted)
 
     def levels(self, tables: tuple[str, ...]) -> tuple[str, ...]:
         """The importances that are computed and summarised for a run that writes these tables.
@@ -171,7 +175,9 @@ class Artifacts:
             level for level, wanted in (("engineered", "engineered" in tables or not raw), ("raw", raw)) if wanted
         )
 
-    def explain(self, table: pa.Table, levels: tuple[str, ...] = ("engineered", "raw")) -> Batch:
+    def explain(
+        self, table: pa.Table, levels: tuple[str, ...] = ("engineered", "raw"), *, sparse: bool = False
+    ) -> Batch:
         """Featurize once, predict, and explain.
 
         Parameters
@@ -180,6 +186,8 @@ class Artifacts:
             The needed columns, by the model's names.
         levels : tuple of str
             The importances wanted.
+        sparse : bool
+            Where the input holds engineered features: whether they were sparse when they were made.
 
         Raises
         ------
@@ -190,7 +198,8 @@ class Artifacts:
         predictions = None
         if self.takes_engineered:
             names = [column.name for column in self.columns]
-            matrix: Matrix = to_matrix(table, names, self._positions, len(self.explainer.engineered_features))
+            width = len(self.explainer.engineered_features)
+            matrix: Matrix = read_features(table, names, self.features, width, sparse=sparse)
         else:
             frame, imputed = to_frame(table, self.columns)
             if self.explainer.featurizes:
