@@ -1,0 +1,482 @@
+"""Portable bundles: they give the SDK's values with no SDK there, and nothing in them is believed unseen."""
+
+import hashlib
+import json
+import random
+import re
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import joblib
+import lightgbm
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+import batch_explain as bx
+from batch_explain.cli import cli
+from batch_explain.errors import ArtifactError, OptionError, OutputRefusedError
+from tests.comparing import assert_close, digests, frame_of, values_of
+from tests.conftest import Engineered, Small
+from tests.lightgbm_models import booster, train
+from tests.test_restart import stop_after
+
+GOLDEN = Path(__file__).parent / "data"
+KINDS = ["multiclass-sparse", "linear-multiclass"]
+FILES = [
+    (kind, path.name)
+    for kind in KINDS
+    for path in sorted((GOLDEN / kind / "bundle").iterdir())
+]  # fmt: skip
+
+
+@pytest.fixture(params=KINDS)
+def golden(request: pytest.FixtureRequest) -> Path:
+    return GOLDEN / str(request.param)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Callable[[str], Path]:
+    return lambda kind: Path(shutil.copytree(GOLDEN / kind / "bundle", tmp_path / "bundle"))
+
+
+def reseal(bundle: Path, change: Callable[[dict[str, Any]], Any] = lambda content: None) -> None:
+    """Change bundle.json, and make all its checksums those of the files as they are now: what a forger would do."""
+    place = bundle / "bundle.json"
+    content = json.loads(place.read_text())
+    for name, entry in content["files"].items():
+        if (bundle / name).exists():
+            data = (bundle / name).read_bytes()
+            entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    change(content)
+    del content["sha256"]
+
+    def text() -> bytes:
+        return json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n"
+
+    content["sha256"] = hashlib.sha256(text()).hexdigest()
+    place.write_bytes(text())
+
+
+def refusal(bundle: Path | str) -> str:
+    """The paragraph with which a bundle is refused."""
+    with pytest.raises(ArtifactError) as caught:
+        bx.load_explainer(bundle)
+    message = str(caught.value)
+    assert str(bundle) in message and "\n" not in message
+    return message
+
+
+def test_golden_bundles_give_the_sdks_values(golden: Path, tmp_path: Path) -> None:
+    """Made on Python 3.10 (see data/make.py); the expected values are the SDK's own explain()."""
+    expected = np.load(golden / "expected.npz", allow_pickle=False)
+    explainer = bx.load_explainer(golden / "bundle")
+    assert len(explainer.used) >= 8  # it does split
+    assert np.abs(expected["engineered"]).max() > 0.3
+    run = bx.explain_dataset(
+        input=golden / "features", explainer=golden / "bundle", output=tmp_path / "out", scheduler="sync"
+    )
+    assert_close(values_of(run, "engineered", list(expected["engineered_features"])), expected["engineered"], 1e-12)
+    assert_close(values_of(run, "raw", list(expected["raw_features"])), expected["raw"], 1e-12)
+    np.testing.assert_allclose(run.info["expected_values"], expected["expected_values"], rtol=0, atol=1e-12)
+    assert run.outputs == run.info["classes"] == list(expected["classes"])
+    assert run.info["task"] == "classification"
+    assert run.info["additivity"]["largest_residual"] < 1e-12
+    ids = frame_of(run, "raw", run.outputs[0])[["source_file", "source_row"]]
+    assert ids.source_file.tolist() == ["raw.parquet"] * 60  # of the rows that the model saw, not of the features
+    assert ids.source_row.tolist() == list(range(60))
+    assert bx.verify_run(tmp_path / "out", recompute=20, seed=0).ok
+
+
+def test_in_memory(golden: Path) -> None:
+    expected = np.load(golden / "expected.npz", allow_pickle=False)
+    explainer = bx.load_explainer(golden / "bundle")
+    features = pq.read_table(golden / "features").to_pandas()
+    found = explainer.explain(features.reindex(columns=list(explainer.engineered_features), fill_value=0.0))
+    assert found.classes == tuple(expected["classes"])
+    assert_close(found.values.transpose(0, 2, 1), expected["engineered"], 1e-12)
+
+
+def test_there_is_no_code_in_it(golden: Path) -> None:
+    for path in (golden / "bundle").iterdir():
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                assert all(arrays[name].dtype.kind in "fiS" for name in arrays)
+        elif path.suffix == ".parquet":
+            assert pq.read_table(path).schema.names == ["sparse", "row", "engineered", "raw"]
+        else:
+            assert path.name in ("bundle.json", "surrogate.txt")
+            assert all(letter.isprintable() or letter in "\n" for letter in path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("kind, name", FILES)
+def test_any_flipped_bit_is_found(kind: str, name: str, copy: Callable[[str], Path]) -> None:
+    bundle = copy(kind)
+    content = (bundle / name).read_bytes()
+    for bit in random.Random(0).sample(range(8 * len(content)), 15):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (bundle / name).write_bytes(flipped)
+        assert name in refusal(bundle), bit
+
+
+@pytest.mark.parametrize("kind, name", FILES)
+def test_a_missing_or_cut_file(kind: str, name: str, copy: Callable[[str], Path]) -> None:
+    bundle = copy(kind)
+    content = (bundle / name).read_bytes()
+    (bundle / name).write_bytes(content[: len(content) // 2])
+    assert name in refusal(bundle)
+    (bundle / name).unlink()
+    assert name in refusal(bundle)
+
+
+def test_a_damaged_bundle_ends_a_run_with_2(copy: Callable[[str], Path], tmp_path: Path) -> None:
+    bundle = copy("multiclass-sparse")
+    (bundle / "surrogate.txt").write_text("tree\n")
+    arguments = ["run", "--input", str(GOLDEN / "multiclass-sparse/features"), "--explainer", str(bundle)]
+    result = CliRunner().invoke(cli, [*arguments, "--output", str(tmp_path / "out"), "--scheduler", "sync"])
+    assert result.exit_code == 2
+    assert "surrogate.txt" in result.output and "Copy it again" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+CLAIMS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "newer": (lambda c: c.update(format_version=2, more=1), "format version 2.*Install a newer"),
+    "older": (lambda c: c.update(format_version=0), "format version 0"),
+    "another file": (lambda c: c.update(format="something else"), "another kind of file"),
+    "extra entry": (lambda c: c.update(run="rm -rf"), "other entries"),
+    "gone entry": (lambda c: c.pop("link"), "other entries"),
+    "path out": (lambda c: c["files"].update({"../evil.txt": {"bytes": 4, "sha256": "0" * 64}}), "'files'"),
+    "absolute path": (lambda c: c["files"].update({"/etc/passwd": {"bytes": 4, "sha256": "0" * 64}}), "'files'"),
+    "file not named": (lambda c: c["files"].pop("canary.parquet"), "'files'"),
+    "huge file": (lambda c: c["files"]["surrogate.txt"].update(bytes=1 << 60), "surrogate.txt"),
+    "bytes as text": (lambda c: c["files"]["surrogate.txt"].update(bytes="9"), "surrogate.txt"),
+    "path for a checksum": (lambda c: c["files"]["surrogate.txt"].update(sha256=["../x"]), "surrogate.txt"),
+    "kind": (lambda c: c.update(kind=["tree"]), "'kind'"),
+    "kind of another file": (lambda c: c.update(kind="linear", iterations=None), "'files'"),
+    "classes": (lambda c: c.update(classes=["low", "mid"]), "'expected_values'"),
+    "classes are objects": (lambda c: c.update(classes=[{}, [], None]), "'classes'"),
+    "task": (lambda c: c.update(task="regression"), "'classes'"),
+    "features": (lambda c: c["engineered_features"].pop(), "engineered features"),
+    "features are numbers": (lambda c: c.update(engineered_features=[1, 2]), "'engineered_features'"),
+    "raw features": (lambda c: c["raw_features"].pop(), "feature map"),
+    "expected values": (lambda c: c["expected_values"].update(dense=[0, 0, 0]), "expected values"),
+    "number of outputs": (lambda c: c["expected_values"].update(dense=[0.0], sparse=[0.0]), "expected values"),
+    "iterations": (lambda c: c["iterations"].update(dense=1, sparse=1), "expected values|canary"),
+    "iterations are text": (lambda c: c["iterations"].update(dense="1"), "'iterations'"),
+    "probability": (lambda c: c.update(shap_values_output="probability"), "shap_values_output"),
+    "link": (lambda c: c.update(link="identity"), "objective"),
+}
+
+
+@pytest.mark.parametrize("case", CLAIMS)
+def test_false_claims_with_right_checksums(case: str, copy: Callable[[str], Path]) -> None:
+    change, message = CLAIMS[case]
+    bundle = copy("multiclass-sparse")
+    (bundle.parent / "evil.txt").write_text("evil")
+    reseal(bundle)
+    bx.load_explainer(bundle)  # the forger's own checksums are right
+    reseal(bundle, change)
+    assert re.search(message, refusal(bundle)), refusal(bundle)
+
+
+def edit_line(key: str, edit: Callable[[list[str]], None], tree: int = 0) -> Callable[[str], str]:
+    def change(text: str) -> str:
+        head, *sections = text.split("\nTree=")
+        lines = sections[tree].split("\n")
+        at = next(i for i, line in enumerate(lines) if line.startswith(key + "="))
+        values = lines[at].removeprefix(key + "=").split()
+        edit(values)
+        lines[at] = key + "=" + " ".join(values)
+        sections[tree] = "\n".join(lines)
+        return "\nTree=".join([head, *sections])
+
+    return change
+
+
+TREE_EDITS = {
+    "leaf value": edit_line("leaf_value", lambda v: v.__setitem__(2, "0.5")),
+    "threshold": edit_line("threshold", lambda v: v.__setitem__(0, repr(float(v[0]) + 1e-3 + abs(float(v[0])) * 1e-3))),
+    "feature": edit_line("split_feature", lambda v: v.__setitem__(0, "0" if v[0] != "0" else "1"), tree=4),
+    "missing goes elsewhere": edit_line("decision_type", lambda v: v.__setitem__(0, str(int(v[0]) ^ 2 | 8)), tree=1),
+}
+
+
+@pytest.mark.parametrize("case", TREE_EDITS)
+def test_an_edited_tree_with_right_checksums(case: str, copy: Callable[[str], Path]) -> None:
+    bundle = copy("multiclass-sparse")
+    place = bundle / "surrogate.txt"
+    text = place.read_text()
+    place.write_text(TREE_EDITS[case](text))
+    assert place.read_text() != text
+    reseal(bundle)
+    message = refusal(bundle)
+    assert "canary rows" in message or "expected values" in message
+
+
+def test_an_edited_feature_map_with_right_checksums(copy: Callable[[str], Path]) -> None:
+    bundle = copy("multiclass-sparse")
+    with np.load(bundle / "feature_map.npz") as found:
+        arrays = dict(found)
+    arrays["data"] = arrays["data"] * 0.5
+    np.savez(bundle / "feature_map.npz", **arrays)
+    reseal(bundle)
+    assert "raw importances" in refusal(bundle)
+
+
+def _pickled(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    np.savez(path, **{**arrays, "data": np.array([print], dtype=object)})
+
+
+def _bomb(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    np.savez_compressed(path, **{**arrays, "data": np.zeros(1 << 22)})
+
+
+def _giant(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """A header that promises 8 TB."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as stream:
+                if name == "data":
+                    header = {"descr": "<f8", "fortran_order": False, "shape": (1 << 40,)}
+                    np.lib.format.write_array_header_1_0(stream, header)
+                else:
+                    np.lib.format.write_array(stream, array, version=(1, 0))
+
+
+NPZ_LIES: dict[str, Callable[[Path, dict[str, np.ndarray]], None]] = {
+    "pickle": _pickled,
+    "bomb": _bomb,
+    "giant": _giant,
+    "another array": lambda path, arrays: np.savez(path, **arrays, more=np.zeros(1)),
+    "no array": lambda path, arrays: np.savez(path, data=arrays["data"]),
+    "wrong dtype": lambda path, arrays: np.savez(path, **{**arrays, "data": arrays["data"].astype("f4")}),
+    "indices out": lambda path, arrays: np.savez(path, **{**arrays, "indices": arrays["indices"] + 1000}),
+    "indices negative": lambda path, arrays: np.savez(path, **{**arrays, "indices": arrays["indices"] - 1}),
+    "pointers": lambda path, arrays: np.savez(path, **{**arrays, "indptr": arrays["indptr"] * 7}),
+    "shape": lambda path, arrays: np.savez(path, **{**arrays, "shape": np.array([1 << 40, 20])}),
+    "NaN": lambda path, arrays: np.savez(path, **{**arrays, "data": arrays["data"] * np.nan}),
+    "no zip": lambda path, arrays: path.write_bytes(b"PK\x03\x04 nothing") and None,
+}
+
+
+@pytest.mark.parametrize("case", NPZ_LIES)
+def test_arrays_that_lie(case: str, copy: Callable[[str], Path]) -> None:
+    bundle = copy("multiclass-sparse")
+    with np.load(bundle / "feature_map.npz") as found:
+        arrays = dict(found)
+    NPZ_LIES[case](bundle / "feature_map.npz", arrays)
+    reseal(bundle)
+    assert "feature_map" in refusal(bundle) or "feature map" in refusal(bundle)
+
+
+CANARY_LIES: dict[str, Callable[[pa.Table], tuple[pa.Table, dict[str, Any]]]] = {
+    "compressed": lambda table: (table, {"compression": "snappy"}),
+    "no rows": lambda table: (table.slice(0, 0), {"compression": "none"}),
+    "many rows": lambda table: (pa.concat_tables([table] * 100), {"compression": "none", "use_dictionary": True}),
+    "other columns": lambda table: (table.drop(["raw"]), {"compression": "none"}),
+    "other widths": lambda table: (
+        table.set_column(1, "row", table["engineered"]).cast(table.schema),
+        {"compression": "none"},
+    ),
+    "swapped rows": lambda table: (
+        table.set_column(1, "row", table["row"].take(pa.array(range(table.num_rows)[::-1]))),
+        {"compression": "none"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CANARY_LIES)
+def test_canaries_that_lie(case: str, copy: Callable[[str], Path]) -> None:
+    bundle = copy("multiclass-sparse")
+    table, options = CANARY_LIES[case](pq.read_table(bundle / "canary.parquet"))
+    pq.write_table(table, bundle / "canary.parquet", **options)
+    reseal(bundle)
+    assert "canary" in refusal(bundle)
+
+
+def test_linear_arrays_of_wrong_shape(copy: Callable[[str], Path]) -> None:
+    for name, change in (
+        ("coefficients", lambda a: a[:, 1:]),
+        ("means", lambda a: a * np.inf),
+        ("intercepts", lambda a: a[:1]),
+    ):
+        bundle = copy("linear-multiclass")
+        with np.load(bundle / "linear.npz") as found:
+            arrays = dict(found)
+        np.savez(bundle / "linear.npz", **{**arrays, name: change(arrays[name])})
+        reseal(bundle)
+        assert "linear.npz" in refusal(bundle)
+        shutil.rmtree(bundle)
+
+
+@pytest.mark.parametrize("objective", ["regression", "binary", "multiclass"])
+def test_any_lightgbm_model_can_be_exported(objective: str, tmp_path: Path) -> None:
+    """Against LightGBM's own contributions, with categories, gaps, and no model given."""
+    rng = np.random.default_rng(0)
+    X = np.column_stack([rng.normal(size=(400, 4)), rng.integers(0, 12, 400)])
+    X[::9, 1] = np.nan
+    y = X[:, 0] * 2 + (X[:, 4] % 3) + np.nan_to_num(X[:, 1])
+    if objective != "regression":
+        y = np.digitize(y, np.quantile(y, [0.5] if objective == "binary" else [0.3, 0.6]))
+    outputs = 3 if objective == "multiclass" else 1
+    extra = {"num_class": 3} if outputs > 1 else {}
+    text = train(X, y, objective=objective, categorical=[4], rounds=6, **extra)
+    (tmp_path / "model.txt").write_text(text)
+    exported = bx.export_bundle(tmp_path / "model.txt", tmp_path / "bundle")
+    assert exported.task is None and exported.classes is None
+    found = bx.load_explainer(tmp_path / "bundle").explain(X)
+    expected = booster(text).predict(X, pred_contrib=True).reshape(len(X), outputs, 6)
+    assert np.abs(expected[:, :, :5]).max() > 0.1
+    np.testing.assert_allclose(found.values, expected[:, :, :5].transpose(1, 2, 0), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.expected_values, expected[0, :, 5], rtol=0, atol=1e-12)
+    canary = pq.read_table(tmp_path / "bundle/canary.parquet")
+    rows = np.array(canary["row"].to_pylist())
+    categories = rows[:, 4]
+    assert np.isnan(rows).any(axis=0).all() and (rows == 0).any(axis=0).all()
+    assert categories[~np.isnan(categories)].max() > 11  # one that no tree knows
+
+
+def test_an_lgbm_object_is_exported_with_its_classes(tmp_path: Path) -> None:
+    X = pd.DataFrame(np.random.default_rng(0).normal(size=(300, 3)), columns=["a", "b", "c"])
+    labels = np.array(["x", "y", "z"])[np.digitize(X.a + X.b * X.c, [-0.5, 0.5])]
+    model = lightgbm.LGBMClassifier(n_estimators=5, num_leaves=6, verbose=-1, n_jobs=1).fit(X, labels)
+    bx.export_bundle(model, tmp_path / "bundle")
+    explainer = bx.load_explainer(tmp_path / "bundle")
+    assert len(explainer.used) == 3
+    assert explainer.explain(X).classes == ("x", "y", "z")
+    expected = model.booster_.predict(X, pred_contrib=True).reshape(300, 3, 4)[:, :, :3]
+    np.testing.assert_allclose(explainer.explain(X).values, expected.transpose(1, 2, 0), rtol=0, atol=1e-12)
+
+
+def test_the_same_bytes_each_time(small: Small, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        bx.export_bundle(small.explainer, tmp_path / name, model=small.model)
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files == ["bundle.json", "canary.parquet", "feature_map.npz", "surrogate.txt"]
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert (tmp_path / "a/surrogate.txt").read_text() == small.explainer.read_text()
+
+
+def test_what_the_output_may_be(small: Small, tmp_path: Path) -> None:
+    place = tmp_path / "bundle"
+
+    def export(**options: Any) -> Any:
+        return bx.export_bundle(small.explainer, place, **options)
+
+    place.write_text("a file")
+    with pytest.raises(OutputRefusedError, match="is a file"):
+        export()
+    place.unlink()
+    export()
+    with pytest.raises(OutputRefusedError, match=r"not empty.*--overwrite"):
+        export()
+    before = (place / "bundle.json").read_bytes()
+    export(overwrite=True, model=small.model)
+    assert (place / "bundle.json").read_bytes() != before
+    (place / "bundle.json").unlink()  # as if the export had been stopped before its last step
+    assert "export was stopped" in refusal(place)
+    export()
+    (place / "mine.txt").write_text("precious")
+    for options in ({}, {"overwrite": True}):
+        with pytest.raises(OutputRefusedError, match=r"not empty.*only ever replaces a bundle"):
+            export(**options)
+    assert (place / "mine.txt").read_text() == "precious"
+    bx.load_explainer(place)  # what lies beside it is nobody's business when it is read
+
+
+def test_the_command(small: Small, tmp_path: Path) -> None:
+    arguments = ["export", "--explainer", str(small.explainer), "--model", str(small.model)]
+    result = CliRunner().invoke(cli, [*arguments, "--output", str(tmp_path / "bundle")])
+    assert result.exit_code == 0, result.output
+    assert "classification" in result.output and "bundle.json" not in result.output
+    result = CliRunner().invoke(cli, [*arguments, "--output", str(tmp_path / "bundle")])
+    assert result.exit_code == 2 and "--overwrite" in result.output
+
+
+def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
+    assert "it is no bundle" in refusal(tmp_path)
+
+
+class Sums:
+    """An explainer with code of its own."""
+
+    _features = ("a", "b")
+
+    def explain(self, rows: np.ndarray) -> np.ndarray:
+        return rows
+
+
+def test_what_needs_code_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"A Sums cannot be exported.*MimicWrapper"):
+        bx.export_bundle(Sums(), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_bundle_wherever_a_pickle_goes(small: Small, tmp_path: Path) -> None:
+    """With the model, in worker processes, from another filesystem: the bytes of the run with the original explainer."""
+    source = small.write(tmp_path / "rows.parquet", small.frame[:600])
+    options: dict[str, Any] = {
+        "input": source,
+        "model": small.model,
+        "id_columns": "customer_id",
+        "partition_rows": 200,
+    }
+    bundle = "memory://bundles/bank"
+    bx.export_bundle(small.explainer, bundle, model=small.model)
+    original = bx.explain_dataset(**options, explainer=small.explainer, output=tmp_path / "a", scheduler="sync")
+    run = bx.explain_dataset(**options, explainer=bundle, output=tmp_path / "b", scheduler="sync")
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    assert np.abs(values_of(original, "raw", original.info["features"]["raw"])).max() > 0.1
+    assert run.info["artifacts"]["explainer"]["description"].startswith("portable bundle: LightGBM")
+    local = tmp_path / "bundle"
+    bx.export_bundle(small.explainer, local, model=small.model)
+    bx.explain_dataset(**options, explainer=local, output=tmp_path / "c", scheduler="processes", workers=2)
+    assert digests(tmp_path / "c") == digests(tmp_path / "a")
+
+
+def test_a_bundle_of_another_model(small: Small, tmp_path: Path) -> None:
+    """Refused by what differs: classes, task."""
+    from sklearn.base import clone
+
+    model = joblib.load(small.model)
+    labels = model.predict(small.frame)
+    source = small.write(tmp_path / "rows.parquet", small.frame[:50])
+    bx.export_bundle(small.explainer, tmp_path / "bundle", model=small.model)
+    other = clone(model).fit(small.frame[list(model.feature_names_in_)], np.where(labels == labels[0], "ja", "nein"))
+    joblib.dump(other, tmp_path / "other.pkl")
+    with pytest.raises(ArtifactError, match=r"another model: its classes are .*, and the model's 'ja', 'nein'"):
+        bx.explain_dataset(
+            input=source, model=tmp_path / "other.pkl", explainer=tmp_path / "bundle", output=tmp_path / "out"
+        )
+
+
+def test_an_exchanged_bundle_is_not_resumed_with(engineered: Engineered, tmp_path: Path) -> None:
+    bundle, source = tmp_path / "bundle", tmp_path / "rows.parquet"
+    engineered.frame[:400].to_parquet(source, index=False)
+    bx.export_bundle(engineered.explainer, bundle)
+    options: dict[str, Any] = {
+        "input": source, "explainer": bundle, "output": tmp_path / "out", "scheduler": "sync", "partition_rows": 100,
+    }  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        bx.explain_dataset(**options, observers=[stop_after(1)])
+    kept = tmp_path / "kept"
+    bundle.rename(kept)
+    reduced = engineered.booster.model_to_string(num_iteration=10)
+    (tmp_path / "other.txt").write_text(reduced)
+    bx.export_bundle(tmp_path / "other.txt", bundle)
+    with pytest.raises(OptionError, match="the explainer is another file"):
+        bx.explain_dataset(**options, resume=True)
+    run = bx.explain_dataset(**{**options, "explainer": kept}, resume=True)
+    expected = engineered.booster.predict(engineered.frame[:400], pred_contrib=True)[:, :12]
+    assert_close(values_of(run, "engineered", list(engineered.frame))[0], expected, 1e-12)
+    assert (
+        run.info["artifacts"]["explainer"]["sha256"] == hashlib.sha256((kept / "bundle.json").read_bytes()).hexdigest()
+    )
