@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import joblib
 import lightgbm
 import numpy as np
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from sklearn.linear_model import LinearRegression, LogisticRegression
 
 import batch_explain as bx
 from batch_explain.cli import cli
@@ -355,6 +357,15 @@ def test_an_lgbm_object_is_exported_with_its_classes(tmp_path: Path) -> None:
     np.testing.assert_allclose(explainer.explain(X).values, expected.transpose(1, 2, 0), rtol=0, atol=1e-12)
 
 
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """The text of a model of few trees."""
+    rows = np.random.default_rng(0).normal(size=(200, 3))
+    place = tmp_path / "tiny.txt"
+    place.write_text(train(rows, rows[:, 0] * rows[:, 1], objective="regression"))
+    return place
+
+
 def test_the_same_bytes_each_time(small: Small, tmp_path: Path) -> None:
     for name in ("a", "b"):
         bx.export_bundle(small.explainer, tmp_path / name, model=small.model)
@@ -365,11 +376,11 @@ def test_the_same_bytes_each_time(small: Small, tmp_path: Path) -> None:
     assert (tmp_path / "a/surrogate.txt").read_text() == small.explainer.read_text()
 
 
-def test_what_the_output_may_be(small: Small, tmp_path: Path) -> None:
+def test_what_the_output_may_be(tiny: Path, tmp_path: Path) -> None:
     place = tmp_path / "bundle"
 
     def export(**options: Any) -> Any:
-        return bx.export_bundle(small.explainer, place, **options)
+        return bx.export_bundle(tiny, place, **options)
 
     place.write_text("a file")
     with pytest.raises(OutputRefusedError, match="is a file"):
@@ -378,8 +389,11 @@ def test_what_the_output_may_be(small: Small, tmp_path: Path) -> None:
     export()
     with pytest.raises(OutputRefusedError, match=r"not empty.*--overwrite"):
         export()
+    names = booster(tiny.read_text()).feature_name()
+    weights = pa.table({"raw_feature": ["x"] * 3, "engineered_feature": names, "weight": [1.0] * 3})
+    pq.write_table(weights, tmp_path / "map.parquet")
     before = (place / "bundle.json").read_bytes()
-    export(overwrite=True, model=small.model)
+    export(overwrite=True, feature_map=tmp_path / "map.parquet")
     assert (place / "bundle.json").read_bytes() != before
     (place / "bundle.json").unlink()  # as if the export had been stopped before its last step
     assert "export was stopped" in refusal(place)
@@ -392,11 +406,11 @@ def test_what_the_output_may_be(small: Small, tmp_path: Path) -> None:
     bx.load_explainer(place)  # what lies beside it is nobody's business when it is read
 
 
-def test_the_command(small: Small, tmp_path: Path) -> None:
-    arguments = ["export", "--explainer", str(small.explainer), "--model", str(small.model)]
+def test_the_command(tiny: Path, tmp_path: Path) -> None:
+    arguments = ["export", "--explainer", str(tiny)]
     result = CliRunner().invoke(cli, [*arguments, "--output", str(tmp_path / "bundle")])
     assert result.exit_code == 0, result.output
-    assert "classification" in result.output and "bundle.json" not in result.output
+    assert "no --model" in result.output and str(tmp_path / "bundle") in result.output
     result = CliRunner().invoke(cli, [*arguments, "--output", str(tmp_path / "bundle")])
     assert result.exit_code == 2 and "--overwrite" in result.output
 
@@ -420,42 +434,60 @@ def test_what_needs_code_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "bundle").exists()
 
 
-def test_a_bundle_wherever_a_pickle_goes(small: Small, tmp_path: Path) -> None:
-    """With the model, in worker processes, from another filesystem: the bytes of the run with the original explainer."""
-    source = small.write(tmp_path / "rows.parquet", small.frame[:600])
-    options: dict[str, Any] = {
-        "input": source,
-        "model": small.model,
-        "id_columns": "customer_id",
-        "partition_rows": 200,
-    }
-    bundle = "memory://bundles/bank"
-    bx.export_bundle(small.explainer, bundle, model=small.model)
-    original = bx.explain_dataset(**options, explainer=small.explainer, output=tmp_path / "a", scheduler="sync")
-    run = bx.explain_dataset(**options, explainer=bundle, output=tmp_path / "b", scheduler="sync")
+def test_workers_open_bundles(engineered: Engineered, tmp_path: Path) -> None:
+    """In worker processes: the bytes of the run with the original explainer in one process."""
+    engineered.frame[:600].to_parquet(tmp_path / "rows.parquet", index=False)
+    bundle = tmp_path / "bundle"
+    bx.export_bundle(engineered.explainer, bundle)
+    options: dict[str, Any] = {"input": tmp_path / "rows.parquet", "partition_rows": 300}
+    bx.explain_dataset(**options, explainer=engineered.explainer, output=tmp_path / "a", scheduler="sync")
+    run = bx.explain_dataset(**options, explainer=bundle, output=tmp_path / "b", scheduler="processes", workers=2)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
-    assert np.abs(values_of(original, "raw", original.info["features"]["raw"])).max() > 0.1
     assert run.info["artifacts"]["explainer"]["description"].startswith("portable bundle: LightGBM")
-    local = tmp_path / "bundle"
-    bx.export_bundle(small.explainer, local, model=small.model)
-    bx.explain_dataset(**options, explainer=local, output=tmp_path / "c", scheduler="processes", workers=2)
-    assert digests(tmp_path / "c") == digests(tmp_path / "a")
 
 
-def test_a_bundle_of_another_model(small: Small, tmp_path: Path) -> None:
-    """Refused by what differs: classes, task."""
-    from sklearn.base import clone
+def test_on_another_filesystem(tiny: Path) -> None:
+    place = "memory://bundles/tiny"
+    bx.export_bundle(tiny, place)
+    with pytest.raises(OutputRefusedError, match="not empty"):
+        bx.export_bundle(tiny, place)
+    bx.export_bundle(tiny, place, overwrite=True)
+    rows = np.random.default_rng(1).normal(size=(20, 3))
+    expected = booster(tiny.read_text()).predict(rows, pred_contrib=True)[:, :3]
+    assert np.abs(expected).max() > 0.01
+    np.testing.assert_allclose(bx.load_explainer(place).explain(rows).values[0].T, expected, rtol=0, atol=1e-12)
+    fsspec.filesystem("memory").rm_file("/bundles/tiny/surrogate.txt")
+    assert "surrogate.txt is missing" in refusal(place)
 
-    model = joblib.load(small.model)
-    labels = model.predict(small.frame)
-    source = small.write(tmp_path / "rows.parquet", small.frame[:50])
-    bx.export_bundle(small.explainer, tmp_path / "bundle", model=small.model)
-    other = clone(model).fit(small.frame[list(model.feature_names_in_)], np.where(labels == labels[0], "ja", "nein"))
-    joblib.dump(other, tmp_path / "other.pkl")
-    with pytest.raises(ArtifactError, match=r"another model: its classes are .*, and the model's 'ja', 'nein'"):
-        bx.explain_dataset(
-            input=source, model=tmp_path / "other.pkl", explainer=tmp_path / "bundle", output=tmp_path / "out"
-        )
+
+def test_a_bundle_of_another_model(tmp_path: Path) -> None:
+    """Refused by what differs: task, classes (1 is not '1'), features."""
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(300, 3)), columns=["a", "b", "c"])
+    codes = np.digitize(frame.a + frame.b, [-0.5, 0.5])
+    texts = np.array(["low", "mid", "top"])[codes]
+    model = LogisticRegression().fit(frame, texts)
+    (tmp_path / "model.txt").write_text(train(frame.to_numpy(), codes, objective="multiclass", num_class=3))
+    bx.export_bundle(tmp_path / "model.txt", tmp_path / "bundle", model=model)
+    frame.to_parquet(tmp_path / "rows.parquet")
+
+    def run(model: Any) -> bx.Run:
+        joblib.dump(model, tmp_path / "model.pkl")
+        return bx.explain_dataset(
+            input=tmp_path / "rows.parquet", model=tmp_path / "model.pkl", explainer=tmp_path / "bundle",
+            output=tmp_path / "out", scheduler="sync",
+        )  # fmt: skip
+
+    for other, message in (
+        (LinearRegression().fit(frame, codes), "its task is classification, and the model's regression"),
+        (LogisticRegression().fit(frame, codes), "its classes are 'low', 'mid', 'top', and the model's 0, 1, 2"),
+        (LogisticRegression().fit(frame[["c", "b", "a"]], texts), "number 0: 'c' in the model, 'a' in the explainer"),
+        (LogisticRegression().fit(frame[["a", "b"]], texts), "makes 2 engineered features.* explains 3"),
+    ):
+        with pytest.raises(ArtifactError, match=message):
+            run(other)
+    found = run(model)
+    assert found.outputs == ["low", "mid", "top"]
+    assert found.info["features"]["raw"] == ["a", "b", "c"]
 
 
 def test_an_exchanged_bundle_is_not_resumed_with(engineered: Engineered, tmp_path: Path) -> None:

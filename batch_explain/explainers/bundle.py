@@ -232,10 +232,9 @@ def _linear(content: bytes, manifest: Manifest) -> LinearExplainer:
 
 
 def _map_bytes(weights: sp.csr_matrix) -> bytes:
-    plain = sp.csr_matrix(weights, copy=True)
-    plain.sum_duplicates()
-    arrays = {"data": plain.data, "indices": plain.indices, "indptr": plain.indptr, "shape": np.array(plain.shape)}
-    return npz_bytes({"format": np.array(b"csr"), **{n: a.astype(_MAP[n]) for n, a in arrays.items()}})
+    # entries stay in their order: raw importances are sums over them, to the bit
+    arrays = {name: getattr(weights, name).astype(_MAP[name]) for name in ("data", "indices", "indptr")}
+    return npz_bytes({"format": np.array(b"csr"), "shape": np.array(weights.shape, _MAP["shape"]), **arrays})
 
 
 def _read_map(content: bytes) -> sp.csr_matrix:
