@@ -148,16 +148,26 @@ def read_bundle(place: Location, tables: Mapping[str, Any]) -> Explainer:
         If anything in it is damaged, missing, or not what the format says, or the canary rows get other importances.
     """
     try:
+        if not place.join(MANIFEST).exists():
+            raise ArtifactError(
+                f"The explainer {place} is a folder without {MANIFEST}, so it is no bundle, or one whose export was "
+                "stopped. Name a scoring_explainer.pkl, a folder that 'batch-explain export' wrote, or a LightGBM "
+                "model text file."
+            )
+    except OSError as error:
+        raise _unreadable(place, error) from error
+    try:
         manifest = Manifest.from_bytes(_read(place, MANIFEST, MAX_MANIFEST_BYTES))
-        return open_files(
-            {name: _read_recorded(place, file) for name, file in manifest.files.items()}, manifest, tables
-        )
+        files = {name: _read_recorded(place, file) for name, file in manifest.files.items()}
+        return open_files(files, manifest, tables)
     except ArtifactError as error:
         raise ArtifactError(f"The explainer {place}: {error}") from error
     except OSError as error:
-        raise ArtifactError(
-            f"The bundle {place} cannot be read: {error}. Check the place and its permissions."
-        ) from error
+        raise _unreadable(place, error) from error
+
+
+def _unreadable(place: Location, error: OSError) -> ArtifactError:
+    return ArtifactError(f"The bundle {place} cannot be read: {error}. Check the place and its permissions.")
 
 
 def open_files(files: Mapping[str, bytes], manifest: Manifest, tables: Mapping[str, Any]) -> Explainer:
@@ -269,11 +279,6 @@ def _read(place: Location, name: str, most: int) -> bytes:
         with file.open() as stream:
             return stream.read(size + 1)
     except FileNotFoundError:
-        if name == MANIFEST:
-            raise ArtifactError(
-                f"there is no {MANIFEST} in this folder, so it is no bundle, or one whose export was stopped. Name a "
-                "folder that 'batch-explain export' wrote, a scoring_explainer.pkl, or a LightGBM model text file."
-            ) from None
         _refuse(f"{name} is missing")
 
 
