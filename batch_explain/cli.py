@@ -58,7 +58,7 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 @cli.command()
 @click.option("--input", metavar="URL", help="Parquet file, folder or glob.")
 @click.option("--model", metavar="FILE", help="Pickle of the fitted pipeline; left out: the input is engineered.")
-@click.option("--explainer", metavar="FILE", help="scoring_explainer.pkl, or a LightGBM model text file.")
+@click.option("--explainer", metavar="FILE", help="scoring_explainer.pkl, a bundle's folder, or a LightGBM model text.")
 @click.option("--feature-map", metavar="FILE", help="Parquet of raw_feature, engineered_feature, weight.")
 @click.option("--output", metavar="URL", help="Folder for the results; empty or new.")
 @click.option("--id-columns", metavar="A,B", help="Columns copied to every table (default: source_file, source_row).")
@@ -68,7 +68,11 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
     multiple=True,
     help="A column's name in the file, where it differs.",
 )
-@click.option("--outputs", metavar="A,B", help="Tables: predictions, engineered, raw (default: all that can be made).")
+@click.option(
+    "--outputs",
+    metavar="A,B",
+    help="Tables: predictions, engineered, raw (default: these, if they can be made), features.",
+)
 @click.option("--scheduler", metavar="NAME|URL", help="processes (default), threads, sync, or tcp://host:port.")
 @click.option("--workers", metavar="N", help="Workers (default: one a core).")
 @click.option("--partition-rows", metavar="N", help="Most rows of one task (default: 100000).")
@@ -102,6 +106,28 @@ def run(config: str | None, **given: Any) -> None:
     finished = _guarded(explain)
     if not quiet:
         _print_run(finished)
+
+
+@cli.command()
+@click.option(
+    "--explainer", metavar="FILE", required=True, help="scoring_explainer.pkl, or a LightGBM model text file."
+)
+@click.option("--model", metavar="FILE", help="Pickle of the fitted pipeline: names the classes and the task.")
+@click.option("--feature-map", metavar="FILE", help="As in run.")
+@click.option("--output", metavar="URL", required=True, help="Folder for the bundle; empty or new.")
+@click.option("--overwrite", is_flag=True, help="Replace the bundle in the output.")
+def export(explainer: str, output: str, **given: Any) -> None:
+    """Write an explainer as a portable bundle.
+
+    A bundle is a folder with no code in it: numbers and text, which any supported Python opens, azureml or not, and run
+    takes as its --explainer. Explainers that need the SDK's own code (kernel, deep) cannot be written as one.
+    """
+    done = _guarded(lambda: batch_explain.export_bundle(explainer, output, **given), _NOTHING_WRITTEN)
+    pairs = [("explainer", done.description), ("task", done.task or "not known, because there is no --model")]
+    if done.classes is not None:
+        pairs.append(("classes", ", ".join(map(str, done.classes))))
+    pairs += [("note", note) for note in done.notes]
+    _print_pairs([*pairs, ("bundle", f"{done.location} ({done.bytes:,} bytes)")])
 
 
 @cli.command()

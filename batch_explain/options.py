@@ -9,7 +9,8 @@ from typing import Any
 
 from batch_explain.errors import OptionError
 
-TABLES = ("predictions", "engineered", "raw")
+TABLES = ("predictions", "engineered", "raw")  # unless --outputs says otherwise
+ALL_TABLES = (*TABLES, "features")
 SCHEDULERS = ("processes", "threads", "sync")
 
 DEFAULT_PARTITION_ROWS = 100_000
@@ -34,7 +35,7 @@ class RunOptions:
     output : str
         Path or URL of a folder that is empty or does not exist.
     explainer : str
-        ``scoring_explainer.pkl``, or a LightGBM model text file.
+        ``scoring_explainer.pkl``, a bundle's folder, or a LightGBM model text file.
     model : str, optional
         Pickle of the fitted pipeline. Without it the input holds the engineered features by name.
     feature_map : str, optional
@@ -44,7 +45,8 @@ class RunOptions:
     columns_map : tuple of (str, str)
         (name in the model, name in the file) where the two differ.
     outputs : tuple of str or None
-        Tables to write; None: all of predictions, engineered, raw that can be made.
+        Tables to write; None: all of predictions, engineered, raw that can be made. ``features``: the engineered
+        features' own values, from which a later run can explain without the model.
     scheduler : str
         ``processes``, ``threads``, ``sync``, or the ``tcp://`` or ``tls://`` address of a Dask scheduler.
     workers : int or None
@@ -165,9 +167,9 @@ class RunOptions:
             )
         if self.outputs is not None:
             if not self.outputs:
-                raise OptionError("--outputs names no table. Name at least one of " + ", ".join(TABLES) + ".")
+                raise OptionError("--outputs names no table. Name at least one of " + ", ".join(ALL_TABLES) + ".")
             for table in self.outputs:
-                _one_of("outputs", table, TABLES)
+                _one_of("outputs", table, ALL_TABLES)
         if repeated := _repeated(self.id_columns):
             raise OptionError(f"--id-columns names {_listed(repeated)} more than once. Name each column once.")
         for side, place in ((0, "model column"), (1, "file column")):

@@ -8,7 +8,7 @@ import pandas as pd
 
 from batch_explain.results import Run
 
-RESULT_FOLDERS = ("predictions", "engineered", "raw", "quarantine", "summary", "feature_map.parquet")
+RESULT_FOLDERS = ("predictions", "engineered", "raw", "features", "quarantine", "summary", "feature_map.parquet")
 
 
 def frame_of(run: Run, level: str, output: str | None = None) -> pd.DataFrame:

@@ -6,16 +6,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from batch_explain.engine.features import read_features
 from batch_explain.errors import ArtifactError, OptionError
 from batch_explain.explainers.base import Explainer, Matrix, as_matrix, combine_maps
 from batch_explain.explainers.feature_map import take_feature_map
 from batch_explain.explainers.load import load_explainer
 from batch_explain.explainers.pickles import load_pickle
-from batch_explain.options import TABLES, RunOptions
+from batch_explain.options import ALL_TABLES, TABLES, RunOptions
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.shared import shared_array
 from batch_explain.teachers.base import Predictions, Teacher
-from batch_explain.teachers.columns import Column, count_padded, to_frame, to_matrix
+from batch_explain.teachers.columns import Column, count_padded, to_frame
 from batch_explain.teachers.load import teacher_of
 from batch_explain.teachers.threads import keep_to_one_thread
 
@@ -111,11 +112,11 @@ class Artifacts:
             return self.teacher.columns
         if self.explainer.featurizes:
             return tuple(Column(name) for name in self.explainer.raw_features or ())
-        return tuple(Column(self.explainer.engineered_features[i]) for i in self._positions)
+        return tuple(Column(self.explainer.engineered_features[i]) for i in self.features)
 
     @property
-    def _positions(self) -> np.ndarray:
-        """Engineered features that are read where the input holds them: the used ones, but at least one column."""
+    def features(self) -> np.ndarray:
+        """Engineered features that are needed to explain a row again: the used ones, but at least one column."""
         return self.explainer.used if len(self.explainer.used) else np.array([0])
 
     @property
@@ -125,8 +126,13 @@ class Artifacts:
 
     @property
     def task(self) -> str:
-        """``classification``, ``regression``, or ``unknown`` without a model."""
-        return "unknown" if self.teacher is None else self.teacher.task
+        """``classification``, ``regression``, or ``unknown`` where neither a model nor a bundle says."""
+        return (self.explainer.task or "unknown") if self.teacher is None else self.teacher.task
+
+    @property
+    def classes(self) -> tuple[Any, ...] | None:
+        """The model's class labels; None for regression, and where neither a model nor a bundle says."""
+        return self.explainer.classes if self.teacher is None else self.teacher.classes
 
     @property
     def row_bytes(self) -> int:
@@ -149,12 +155,15 @@ class Artifacts:
             missing["predictions"] = "there is no --model to predict with"
         if self.explainer.feature_map is None and not self.explainer.featurizes:
             missing["raw"] = "neither the explainer nor the model has a feature map from raw to engineered features"
+        if self.takes_engineered:
+            missing["features"] = "the input holds the engineered features already"
         for table in asked or ():
             if table in missing:
                 raise OptionError(
                     f"--outputs names '{table}', which cannot be made: {missing[table]}. Leave it out of --outputs."
                 )
-        return tuple(table for table in TABLES if table not in missing and (asked is None or table in asked))
+        wanted = TABLES if asked is None else asked
+        return tuple(table for table in ALL_TABLES if table not in missing and table in wanted)
 
     def levels(self, tables: tuple[str, ...]) -> tuple[str, ...]:
         """The importances that are computed and summarised for a run that writes these tables.
@@ -166,7 +175,9 @@ class Artifacts:
             level for level, wanted in (("engineered", "engineered" in tables or not raw), ("raw", raw)) if wanted
         )
 
-    def explain(self, table: pa.Table, levels: tuple[str, ...] = ("engineered", "raw")) -> Batch:
+    def explain(
+        self, table: pa.Table, levels: tuple[str, ...] = ("engineered", "raw"), *, sparse: bool = False
+    ) -> Batch:
         """Featurize once, predict, and explain.
 
         Parameters
@@ -175,6 +186,8 @@ class Artifacts:
             The needed columns, by the model's names.
         levels : tuple of str
             The importances wanted.
+        sparse : bool
+            Where the input holds engineered features: whether they were sparse when they were made.
 
         Raises
         ------
@@ -185,7 +198,8 @@ class Artifacts:
         predictions = None
         if self.takes_engineered:
             names = [column.name for column in self.columns]
-            matrix: Matrix = to_matrix(table, names, self._positions, len(self.explainer.engineered_features))
+            width = len(self.explainer.engineered_features)
+            matrix: Matrix = read_features(table, names, self.features, width, sparse=sparse)
         else:
             frame, imputed = to_frame(table, self.columns)
             if self.explainer.featurizes:
@@ -220,6 +234,8 @@ def match(explainer: Explainer, teacher: Teacher | None) -> Artifacts:
             "The explainer does not name its features, so the input columns are unknown without a model. Pass the "
             "--model too, or make the explainer with features."
         )
+    if teacher is not None:
+        _match_recorded(explainer, teacher)
     if teacher is not None and not explainer.featurizes:
         _match_features(explainer, teacher, notes)
         if explainer.feature_map is None:
@@ -239,9 +255,36 @@ def name_outputs(artifacts: Artifacts) -> Artifacts:
     artifacts = replace(artifacts, link=explainer.link, output_notes=())
     if explainer.learns_from_rows and explainer.kind == "opaque":
         return artifacts
-    if teacher is None:
+    if teacher is not None:
+        return _match_outputs(artifacts, explainer, teacher.classes)
+    if explainer.task is None:
         return replace(artifacts, labels=_numbered(explainer.n_outputs, explainer.surrogate_classes))
-    return _match_outputs(artifacts, explainer, teacher)
+    return replace(_match_outputs(artifacts, explainer, explainer.classes), output_notes=())
+
+
+def _match_recorded(explainer: Explainer, teacher: Teacher) -> None:
+    """What a bundle records of its model against the model that is given."""
+    if explainer.task is None:
+        return
+    for what, recorded, found in (
+        ("task", explainer.task, teacher.task),
+        ("classes", _typed(explainer.classes), _typed(teacher.classes)),
+    ):
+        if recorded != found:
+            shown = [
+                value if isinstance(value, str) else ", ".join(label for _, label in value or ()) or "none"
+                for value in (recorded, found)
+            ]
+            raise ArtifactError(
+                f"The bundle was exported for another model: its {what} {'are' if what == 'classes' else 'is'} "
+                f"{shown[0]}, and the model's {shown[1]}. Pass the model that it was exported with, or the bundle that "
+                "was exported with this very model."
+            )
+
+
+def _typed(classes: tuple[Any, ...] | None) -> tuple[tuple[str, str], ...] | None:
+    """Labels with their types, so that 1, True and '1' differ."""
+    return None if classes is None else tuple((type(label).__name__, repr(label)) for label in classes)
 
 
 def _match_features(explainer: Explainer, teacher: Teacher, notes: list[str]) -> None:
@@ -296,8 +339,8 @@ def _borrow_map(explainer: Explainer, teacher: Teacher, notes: list[str]) -> Non
         notes.append("the explainer has no feature map: the raw importances use the one of the model's featurizer")
 
 
-def _match_outputs(result: Artifacts, explainer: Explainer, teacher: Teacher) -> Artifacts:
-    classes, outputs = teacher.classes, explainer.n_outputs
+def _match_outputs(result: Artifacts, explainer: Explainer, classes: tuple[Any, ...] | None) -> Artifacts:
+    outputs = explainer.n_outputs
     if classes is None:
         if outputs > 1:
             raise ArtifactError(

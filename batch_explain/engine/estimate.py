@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -10,6 +10,7 @@ import psutil
 import pyarrow as pa
 
 from batch_explain.engine.artifacts import Artifacts
+from batch_explain.engine.features import FEATURES
 from batch_explain.errors import BatchExplainError, OptionError
 from batch_explain.options import RunOptions
 from batch_explain.storage.dataset import READ_BYTES
@@ -51,7 +52,7 @@ def batch_rows(options: RunOptions, artifacts: Artifacts) -> int:
     OptionError
         If ``--memory-limit`` is too small for any batch.
     """
-    row = row_bytes(artifacts)
+    row = row_bytes(artifacts, options.outputs or ())
     most = min(options.batch_rows, max(1, MAX_BATCH_BYTES // artifacts.row_bytes))
     if options.memory_limit is None:
         return most
@@ -68,10 +69,11 @@ def batch_rows(options: RunOptions, artifacts: Artifacts) -> int:
     return min(most, max(1, left // row // tasks))
 
 
-def row_bytes(artifacts: Artifacts) -> int:
-    """What a row of a batch takes: as it is read, featurized, explained and written."""
+def row_bytes(artifacts: Artifacts, tables: Iterable[str]) -> int:
+    """What a row of a batch takes: as it is read, featurized, explained and written to these tables."""
+    features = 16 * len(artifacts.features) if FEATURES in tables else 0
     raw = sum(_TEXT_BYTES if c.dtype is None or c.dtype.kind == "O" else 16 for c in artifacts.columns)
-    return raw + artifacts.row_bytes
+    return raw + features + artifacts.row_bytes
 
 
 def base_bytes() -> int:
@@ -90,7 +92,7 @@ def estimate(
     """Estimate a run of so many rows, in batches of so many; ``row_seconds`` are of all workers together."""
     values = sum(_width(field.type) for specs in tables.values() for spec in specs for field in spec.schema)
     return Estimate(
-        worker_bytes=base_bytes() + min(rows, of_a_batch) * row_bytes(artifacts),
+        worker_bytes=base_bytes() + min(rows, of_a_batch) * row_bytes(artifacts, tables),
         output_bytes=rows * values,
         seconds=None if row_seconds is None else _OVERHEAD * rows * row_seconds,
     )

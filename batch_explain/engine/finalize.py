@@ -139,7 +139,7 @@ def _run_json(
         "format_version": VERSION,
         "batch_explain": batch_explain.__version__,
         "task": artifacts.task,
-        "classes": None if teacher is None or teacher.classes is None else [_plain(label) for label in teacher.classes],
+        "classes": None if artifacts.classes is None else [_plain(label) for label in artifacts.classes],
         "outputs": list(artifacts.labels) if artifacts.labels else None,
         "expected_values": [None if np.isnan(value) else value for value in explainer.expected_values.tolist()],
         "rows": {

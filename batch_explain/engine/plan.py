@@ -17,8 +17,10 @@ import pyarrow as pa
 
 from batch_explain.engine.artifacts import Artifacts
 from batch_explain.engine.estimate import batch_rows
+from batch_explain.engine.features import FEATURES, Origin, origin_of
 from batch_explain.engine.schema import check_columns, id_fields, some_of
 from batch_explain.errors import OptionError, mask_secrets
+from batch_explain.explainers.bundle import explainer_digest
 from batch_explain.options import RunOptions
 from batch_explain.storage.atomic import new_file, sha256_of, write_json
 from batch_explain.storage.dataset import InputFile, dataset_root, hive_keys, hive_types
@@ -26,7 +28,7 @@ from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE
 from batch_explain.storage.tables import TableSpec, importance_folder
 
-VERSION = 3
+VERSION = 4
 
 # Features that no tree splits on are written as columns of zeros while there are at most so many of them: the table's
 # schema then stays the same when a retrained surrogate uses others. Beyond it they are only named in run.json.
@@ -79,6 +81,8 @@ class Plan:
         Positions of the engineered features that have a column, and of those that can be other than zero.
     batch_rows : int
         Rows of a batch: ``--batch-rows``, or fewer where rows are wide.
+    sparse_rows : bool
+        Whether engineered rows are sparse: as the featurizer makes them, or made those that the input holds.
     learned : dict
         What the explainer learned from the first row.
     run_id : str
@@ -102,6 +106,7 @@ class Plan:
     written: np.ndarray
     used: np.ndarray
     batch_rows: int
+    sparse_rows: bool
     learned: dict[str, Any]
     run_id: str
     artifacts: dict[str, str]
@@ -142,6 +147,7 @@ class Plan:
             "written": self.written.tolist(),
             "used": self.used.tolist(),
             "batch_rows": self.batch_rows,
+            "sparse_rows": self.sparse_rows,
             "learned": self.learned,
             "run_id": self.run_id,
             "tables": {
@@ -218,6 +224,7 @@ class Plan:
             written=np.array(content["written"], dtype=np.int64),
             used=np.array(content["used"], dtype=np.int64),
             batch_rows=content["batch_rows"],
+            sparse_rows=content["sparse_rows"],
             learned=content["learned"],
             run_id=content["run_id"],
             artifacts=content["artifacts"],
@@ -251,7 +258,12 @@ def read_plan_json(output: Location) -> dict[str, Any]:
 
 
 def make_plan(
-    options: RunOptions, files: Sequence[InputFile], artifacts: Artifacts, prediction: pa.DataType | None
+    options: RunOptions,
+    files: Sequence[InputFile],
+    artifacts: Artifacts,
+    prediction: pa.DataType | None,
+    *,
+    sparse_rows: bool = False,
 ) -> Plan:
     """Check the dataset against the artifacts and cut it into partitions.
 
@@ -264,6 +276,8 @@ def make_plan(
     prediction : pyarrow.DataType or None
         Type of the prediction column. None: a plan without tables, for a look at the first row, after which the type
         and the outputs are known.
+    sparse_rows : bool
+        Whether the featurizer made a sparse row of the first one.
 
     Raises
     ------
@@ -273,8 +287,11 @@ def make_plan(
     readable = [file for file in files if file.problem is None]
     keys = hive_types(readable)
     decisions = [*artifacts.notes]
-    ids = id_fields(options, readable, keys)
+    origin = origin_of(readable) if artifacts.takes_engineered else Origin((), sparse_rows)
+    id_columns = options.id_columns or origin.ids
+    ids = id_fields(options, id_columns, readable, keys)
     decisions += check_columns(options, readable, artifacts.columns, keys, engineered=artifacts.takes_engineered)
+    decisions += _not_in_the_input(artifacts, readable)
     tables = artifacts.tables(options.outputs)
     levels = artifacts.levels(tables)
     if options.outputs is None:
@@ -296,22 +313,25 @@ def make_plan(
     decisions += [f"{file.path} is left out: it cannot be read ({file.problem})" for file in files if file.problem]
     if options.limit is not None:
         decisions.append(f"a trial: only the first {options.limit} rows are explained")
-    if not options.id_columns:
+    if not id_columns:
         decisions.append("rows are identified by source_file and source_row, because no --id-columns were given")
+    elif not options.id_columns:
+        decisions.append(f"rows are identified by {', '.join(id_columns)}, as in the run that wrote the features")
     return Plan(
         options=options,
         files=tuple(files),
         partitions=tuple(cut(readable, options.partition_rows, options.limit)),
         tables={}
         if prediction is None
-        else _tables(artifacts, tables, ids, written, prediction=prediction, stored=_STORED[options.dtype]),
+        else _tables(artifacts, tables, ids, written, origin, prediction=prediction, stored=_STORED[options.dtype]),
         levels=levels,
-        ids=options.id_columns,
+        ids=id_columns,
         hive=keys,
         model_columns=tuple(dict(options.columns_map).get(c.name, c.name) for c in artifacts.columns),
         written=written,
         used=artifacts.explainer.used,
         batch_rows=of_a_batch,
+        sparse_rows=origin.sparse,
         learned=artifacts.explainer.learned(),
         run_id=uuid.uuid4().hex,
         artifacts={} if prediction is None else artifact_digests(options),
@@ -321,9 +341,10 @@ def make_plan(
 
 
 def artifact_digests(options: RunOptions) -> dict[str, str]:
-    """``model``, ``explainer`` and ``feature map``, those that were given -> SHA-256 of the file."""
-    given = (("model", options.model), ("explainer", options.explainer), ("feature map", options.feature_map))
-    return {name: sha256_of(Location(path)) for name, path in given if path is not None}
+    """``model``, ``explainer`` and ``feature map``, those that were given -> SHA-256 of the file or bundle."""
+    given = (("model", options.model), ("feature map", options.feature_map))
+    found = {name: sha256_of(Location(path)) for name, path in given if path is not None}
+    return {"explainer": explainer_digest(Location(options.explainer)), **found}
 
 
 def cut(files: Sequence[InputFile], partition_rows: int, limit: int | None = None) -> list[Partition]:
@@ -360,6 +381,21 @@ def _ranges(row_groups: Sequence[int], largest: int) -> list[tuple[int, int]]:
     return ranges
 
 
+def _not_in_the_input(artifacts: Artifacts, files: Sequence[InputFile]) -> list[str]:
+    """Engineered features that the input need not hold, because the surrogate cannot use them, and does not."""
+    if not artifacts.takes_engineered:
+        return []
+    needed, names = set(artifacts.features.tolist()), artifacts.explainer.engineered_features
+    unused = {name for i, name in enumerate(names) if i not in needed}
+    absent = set().union(*(unused.difference(schema.names) for schema in {file.schema for file in files}))
+    if not absent:
+        return []
+    return [
+        f"{len(absent)} engineered features are not in the input: the surrogate cannot use them, so that their "
+        "importance is 0 whatever they are"
+    ]
+
+
 def _written_columns(artifacts: Artifacts) -> np.ndarray:
     features, used = len(artifacts.explainer.engineered_features), artifacts.explainer.used
     return np.arange(features) if features - len(used) <= MAX_ZERO_COLUMNS else used
@@ -370,15 +406,17 @@ def _tables(
     levels: Sequence[str],
     ids: list[pa.Field],
     written: np.ndarray,
+    origin: Origin,
     *,
     prediction: pa.DataType,
     stored: pa.DataType,
 ) -> dict[str, tuple[TableSpec, ...]]:
     explainer, teacher = artifacts.explainer, artifacts.teacher
-    classes = None if teacher is None or teacher.classes is None else [str(label) for label in teacher.classes]
+    classes = None if artifacts.classes is None else [str(label) for label in artifacts.classes]
     common = {"format_version": VERSION, "task": artifacts.task, "classes": classes}
     features = {
         "engineered": [explainer.engineered_features[i] for i in written],
+        FEATURES: [explainer.engineered_features[i] for i in artifacts.features],
         "raw": list(explainer.raw_features or ()),
     }
     tables: dict[str, tuple[TableSpec, ...]] = {}
@@ -391,6 +429,11 @@ def _tables(
             tables[level] = (TableSpec.create(level, [*ids, *values], {**common, "table": level}),)
             continue
         _refuse_collisions(ids, features[level], level)
+        if level == FEATURES:
+            made = {"ids": [field.name for field in ids], "sparse": origin.sparse, "features": features[level]}
+            values = [pa.field(name, pa.float64()) for name in features[level]]
+            tables[level] = (TableSpec.create(level, [*ids, *values], {**common, "table": level, **made}),)
+            continue
         values = [pa.field(name, stored) for name in features[level]]
         tables[level] = tuple(
             TableSpec.create(

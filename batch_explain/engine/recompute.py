@@ -293,7 +293,8 @@ def _rows_of_part(parquet: pq.ParquetFile, positions: np.ndarray) -> pa.Table:
 def _difference(plan: Plan, folder: str, stored: pa.Table, computed: pa.Table, rows: np.ndarray) -> _Difference | None:
     """Where a stored table differs from the computed one beyond the tolerance."""
     ids = plan.ids or tuple(field.name for field in SOURCE_IDS)
-    tolerance = PREDICTION_TOLERANCE if folder == "predictions" else IMPORTANCE_TOLERANCE[plan.options.dtype]
+    exact = folder in ("predictions", "features")
+    tolerance = PREDICTION_TOLERANCE if exact else IMPORTANCE_TOLERANCE[plan.options.dtype]
     numbers = [f.name for f in computed.schema if pa.types.is_floating(f.type) and f.name not in ids]
     scale = np.ones(computed.num_rows)
     for name in numbers:

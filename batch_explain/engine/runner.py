@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from scipy.sparse import issparse
 from threadpoolctl import threadpool_limits
 
 from batch_explain.engine.artifacts import Artifacts, Batch, name_outputs
@@ -169,17 +170,19 @@ def plan_run(options: RunOptions, files: Sequence[InputFile], artifacts: Artifac
     InputError, OptionError, ArtifactError, BadDataError
         Whatever can be known before the work.
     """
-    predicted = None
+    predicted, sparse_rows = None, False
     if any(file.rows for file in files):
         batch = _first_explained(options, files, artifacts)
         artifacts = name_outputs(artifacts)
         predicted = None if batch.predictions is None else batch.predictions.prediction
+        sparse_rows = issparse(batch.matrix)
     elif artifacts.explainer.learns_from_rows:
         raise InputError(
             "The dataset has no rows, and this kind of explainer does not record its features and outputs: they are "
             "learned from a first row. Pass a dataset with rows."
         )
-    return make_plan(options, files, artifacts, _prediction_type(artifacts, predicted)), artifacts
+    prediction = _prediction_type(artifacts, predicted)
+    return make_plan(options, files, artifacts, prediction, sparse_rows=sparse_rows), artifacts
 
 
 def _first_explained(options: RunOptions, files: Sequence[InputFile], artifacts: Artifacts) -> Batch:

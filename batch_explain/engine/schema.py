@@ -13,18 +13,20 @@ from batch_explain.storage.tables import SOURCE_IDS
 from batch_explain.teachers.columns import Column, conversion_note, kind_of, type_problem
 
 
-def id_fields(options: RunOptions, files: Sequence[InputFile], keys: dict[str, pa.DataType]) -> list[pa.Field]:
-    """Fields of the id columns, first in every table.
+def id_fields(
+    options: RunOptions, ids: Sequence[str], files: Sequence[InputFile], keys: dict[str, pa.DataType]
+) -> list[pa.Field]:
+    """Fields of the id columns, first in every table; without ids, of the rows' places in the input.
 
     Raises
     ------
     InputError
         If one is missing from a file, or its type differs between files.
     """
-    if not options.id_columns:
+    if not ids:
         return list(SOURCE_IDS)
     fields = []
-    for name in options.id_columns:
+    for name in ids:
         _require(options, files, [name], keys, what="id column")
         types = {keys.get(name) or file.schema.field(name).type for file in files}
         plain = {t.value_type if pa.types.is_dictionary(t) else t for t in types}

@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import scipy.sparse as sp
 from threadpoolctl import ThreadpoolController
 
 from batch_explain.engine.additivity import TOLERANCE, check_additivity
 from batch_explain.engine.artifacts import Artifacts, Batch
+from batch_explain.engine.features import FEATURES, feature_arrays
 from batch_explain.engine.plan import Partition, Plan
 from batch_explain.engine.quarantine import (
     NOT_THE_ROWS,
@@ -184,6 +186,7 @@ def _write_parts(context: Context, partition: Partition, output: Location) -> tu
                 write_quarantine(output, partition.index, partition.file.path, tally.bad)
                 raise too_many(plan, kinds(row.reason for row in tally.bad), output)
             if batch is not None:
+                _check_format(context, batch, partition)
                 _count(tally, context, batch, partition, first + kept)
                 write_batch(writer, plan, table.take(kept) if bad else table, batch, partition, first + kept)
         if tally.rows + len(tally.bad) != partition.rows:
@@ -295,9 +298,14 @@ def _model_columns(context: Context, table: pa.Table) -> pa.Table:
     return table.select(context.plan.model_columns).rename_columns(names)
 
 
+def _explainer(context: Context) -> Callable[[pa.Table], Batch]:
+    plan = context.plan
+    return functools.partial(context.artifacts.explain, levels=plan.levels, sparse=plan.sparse_rows)
+
+
 def explain_batch(context: Context, table: pa.Table, partition: Partition, first: int) -> Batch:
     """Explain a batch; a value that the model cannot take is named by file, row and column."""
-    explain = functools.partial(context.artifacts.explain, levels=context.plan.levels)
+    explain = _explainer(context)
     rows = _model_columns(context, table)
     try:
         return explain(rows)
@@ -323,7 +331,7 @@ def _explain_good(
     """
     if allowed is None:
         return explain_batch(context, table, partition, first), np.arange(table.num_rows), []
-    explain = functools.partial(context.artifacts.explain, levels=context.plan.levels)
+    explain = _explainer(context)
     try:
         batch, kept, bad = explain_good_rows(explain, _model_columns(context, table), allowed)
     except NOT_THE_ROWS:
@@ -339,6 +347,18 @@ def _refused(reason: Exception, partition: Partition, first: int, rows: int, gui
     where = f"rows {first} to {first + rows} together" if guilty is None else f"row {first + guilty}"
     alone = " Mend or remove the row, or pass --max-bad-rows to go on without." if guilty is not None else ""
     return BadDataError(f"The model cannot take {where} of {partition.file.path}: {short(reason)}.{alone}")
+
+
+def _check_format(context: Context, batch: Batch, partition: Partition) -> None:
+    """A features table says once for all rows whether they were sparse, where that makes a difference."""
+    plan, explainer = context.plan, context.artifacts.explainer
+    differs = sp.issparse(batch.matrix) != plan.sparse_rows
+    if FEATURES in plan.tables and differs and explainer.depends_on_format:
+        raise InterruptedRunError(
+            f"{_rows_of(partition)}: the model's featurizer makes sparse rows of some batches and dense ones of "
+            "others, for which this explainer has different importances, so the features table could not say how to "
+            "explain them again. Leave 'features' out of --outputs."
+        )
 
 
 def _count(tally: _Tally, context: Context, batch: Batch, partition: Partition, rows: np.ndarray) -> None:
@@ -384,6 +404,9 @@ def write_batch(
             if found.probabilities is not None:
                 columns += [pa.array(np.ascontiguousarray(column)) for column in found.probabilities.T]
             writer.write(specs[0].folder, [*ids, *columns])
+            continue
+        if level == FEATURES:
+            writer.write(level, [*ids, *feature_arrays(batch.matrix, plan.used if len(plan.used) else np.array([0]))])
             continue
         values = batch.engineered if level == "engineered" else batch.raw
         assert values is not None

@@ -87,6 +87,10 @@ class Explainer(ABC):
         Decisions that a reader of the results must know.
     data_mapper : object or None
         ``transform`` from raw to engineered, of explainers made with ``transformations``.
+    task : str or None
+        ``classification`` or ``regression``, where the artifact records which model it explains.
+    classes : tuple or None
+        That model's class labels; None for regression and where it is not recorded.
     """
 
     kind: str
@@ -101,6 +105,8 @@ class Explainer(ABC):
     additive: bool = True
     notes: tuple[str, ...] = ()
     data_mapper: Any = None
+    task: str | None = None
+    classes: tuple[Any, ...] | None = None
 
     @property
     def n_outputs(self) -> int:
@@ -111,6 +117,18 @@ class Explainer(ABC):
     def featurizes(self) -> bool:
         """Whether it was made with ``transformations`` and so takes raw rows to engineered ones itself."""
         return self.data_mapper is not None
+
+    @property
+    def labels(self) -> tuple[Any, ...] | None:
+        """Labels of the outputs, as far as the artifact knows them; None for a single output."""
+        if self.n_outputs > 1 and self.classes is not None and len(self.classes) == self.n_outputs:
+            return self.classes
+        return self.surrogate_classes
+
+    @property
+    def depends_on_format(self) -> bool:
+        """Whether the same row has other importances when it is sparse than when it is dense."""
+        return False
 
     @property
     def treeshap(self) -> dict[str, Any] | None:
@@ -214,7 +232,7 @@ class Explainer(ABC):
         if len(self.used) < len(self.engineered_features):
             values = np.zeros((used.shape[0], len(self.engineered_features), used.shape[2]))
             values[:, self.used] = used
-        return Importances(values, self.expected_values, self.engineered_features, self.surrogate_classes)
+        return Importances(values, self.expected_values, self.engineered_features, self.labels)
 
     def _checked(self, engineered: "Matrix | pd.DataFrame") -> Matrix:
         """Rows as a matrix of the right width, the first of them learned from."""
@@ -240,7 +258,7 @@ class Explainer(ABC):
             raise ValueError("This explainer has no feature map, so it has no raw importances.")
         raw = self.explain_used(self._checked(engineered), values=False, raw=True).raw
         assert raw is not None
-        return Importances(raw, self.expected_values, self.raw_features, self.surrogate_classes)
+        return Importances(raw, self.expected_values, self.raw_features, self.labels)
 
 
 def as_matrix(data: "Matrix | pd.DataFrame") -> Matrix:

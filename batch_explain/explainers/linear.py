@@ -26,6 +26,10 @@ class LinearExplainer(Explainer):
         The model's own; they check the expected values.
     link : str
         See :class:`Explainer`.
+
+    Attributes
+    ----------
+    coefficients, means, intercepts : ndarray
     """
 
     kind = "linear"
@@ -43,17 +47,17 @@ class LinearExplainer(Explainer):
         data_mapper: Any = None,
     ) -> None:
         self.data_mapper = data_mapper
-        self._coefficients = np.atleast_2d(np.asarray(coefficients, dtype=np.float64))
-        self._means = np.asarray(means, dtype=np.float64)
-        self._intercepts = np.atleast_1d(np.asarray(intercepts, dtype=np.float64))
-        width = self._coefficients.shape[1]
+        self.coefficients = np.atleast_2d(np.asarray(coefficients, dtype=np.float64))
+        self.means = np.asarray(means, dtype=np.float64)
+        self.intercepts = np.atleast_1d(np.asarray(intercepts, dtype=np.float64))
+        width = self.coefficients.shape[1]
         self.engineered_features = tuple(engineered_features or (f"Column_{i}" for i in range(width)))
         if len(self.engineered_features) != width:
             raise ArtifactError(
                 f"The explainer names {len(self.engineered_features)} engineered features but its linear surrogate "
                 f"takes {width}. The pickle does not hold together: make the explainer again."
             )
-        self.used = np.flatnonzero(np.any(self._coefficients != 0, axis=0))
+        self.used = np.flatnonzero(np.any(self.coefficients != 0, axis=0))
         self.expected_values = np.atleast_1d(np.asarray(expected_values, dtype=np.float64)).copy()
         self.surrogate_classes = surrogate_classes if self.n_outputs > 1 else None
         self.link = link
@@ -61,10 +65,10 @@ class LinearExplainer(Explainer):
 
     def values_of(self, engineered: Matrix) -> UsedValues:
         """See :meth:`Explainer.values_of`."""
-        centred = dense(engineered[:, self.used]).T - self._means[self.used, None]
-        values = self._coefficients[:, self.used, None] * centred
+        centred = dense(engineered[:, self.used]).T - self.means[self.used, None]
+        values = self.coefficients[:, self.used, None] * centred
         return UsedValues(values, self.expected_values[:, None] + values.sum(axis=1))
 
     def margins(self, engineered: Matrix) -> np.ndarray:
         """See :meth:`Explainer.margins`."""
-        return np.asarray((engineered @ self._coefficients.T).T + self._intercepts[:, None])
+        return np.asarray((engineered @ self.coefficients.T).T + self.intercepts[:, None])

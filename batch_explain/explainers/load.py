@@ -9,6 +9,7 @@ import numpy as np
 
 from batch_explain.errors import ArtifactError
 from batch_explain.explainers.base import Explainer, combine_maps
+from batch_explain.explainers.bundle import read_bundle
 from batch_explain.explainers.linear import LinearExplainer
 from batch_explain.explainers.opaque import OpaqueExplainer
 from batch_explain.explainers.pickles import load_pickle
@@ -28,7 +29,7 @@ def load_explainer(
     Parameters
     ----------
     source : str, path, lightgbm.Booster, lightgbm.LGBMModel, or scoring explainer
-        A path or URL names a ``scoring_explainer.pkl`` or a LightGBM model text file.
+        A path or URL names a ``scoring_explainer.pkl``, a bundle's folder, or a LightGBM model text file.
     table_bytes : int
         Bound on the memory of TreeSHAP's tables.
     make_array : callable, optional
@@ -54,9 +55,7 @@ def load_explainer(
     place = Location(os.fspath(source))
     try:
         if place.fs.isdir(place.path):
-            raise ArtifactError(
-                f"The explainer {place} is a folder. Name a scoring_explainer.pkl or a LightGBM model text file."
-            )
+            return read_bundle(place, tables)
         with place.open() as stream:
             beginning = stream.read(6)
     except OSError as error:
@@ -130,22 +129,16 @@ def _tree(source: Any, tables: dict[str, Any]) -> Explainer:
     classes = _classes(model)
     output = getattr(source._shap_values_output, "value", source._shap_values_output)
     rescaled = output == "probability" and classes is not None
-    explainer = _of_booster(
+    return _of_booster(
         model.booster_,
         engineered_features=_engineered(source),
         iterations=-1,
         sparse_iterations=int(getattr(inner, "_num_iters", -1)),
         surrogate_classes=classes,
         data_mapper=source._data_mapper,
-        probability_model=model if rescaled and len(classes or ()) > 2 else None,
+        probability_iterations=int(model.booster_.best_iteration) if rescaled else None,  # predict_proba's default
         **tables,
     )
-    if rescaled:
-        explainer.notes += (
-            "shap_values_output is 'probability': dense multiclass values are rescaled toward the surrogate's "
-            "probabilities by the SDK's heuristic; sparse and single-output values stay margins",
-        )
-    return explainer
 
 
 def _linear(source: Any, _tables: dict[str, Any]) -> Explainer:

@@ -26,6 +26,11 @@ DENSE_COLUMNS = 1_000
 
 _TABLES, _LIGHTGBM = "tables", "lightgbm"
 
+_RESCALED = (
+    "shap_values_output is 'probability': dense multiclass values are rescaled toward the surrogate's probabilities by "
+    "the SDK's heuristic; sparse and single-output values stay margins"
+)
+
 
 class TreeExplainer(Explainer):
     """A LightGBM model.
@@ -47,8 +52,9 @@ class TreeExplainer(Explainer):
         the best iteration of early stopping for sparse input, so the two can differ.
     data_mapper : object, optional
         ``transform`` from raw to engineered, of explainers made with ``transformations``.
-    probability_model : object, optional
-        A classifier whose ``predict_proba`` the values are rescaled to (``shap_values_output="probability"``).
+    probability_iterations : int, optional
+        Dense values of several outputs are rescaled to the surrogate's own probabilities after so many iterations (0
+        or less: all), as the SDK does for ``shap_values_output="probability"``. None: values are margins.
     table_bytes : int
         Bound on the memory of the kernel's tables.
     make_array : callable, optional
@@ -58,6 +64,14 @@ class TreeExplainer(Explainer):
     ------
     ArtifactError
         If the model is damaged, has linear trees, or inner nodes that no training row came by.
+
+    Attributes
+    ----------
+    text : str
+        The model's text.
+    iterations : dict
+        Whether the rows are sparse -> boosting iterations used; -1: all.
+    probability_iterations : int or None
     """
 
     kind = "tree"
@@ -72,19 +86,21 @@ class TreeExplainer(Explainer):
         sparse_iterations: int = -1,
         surrogate_classes: tuple[Any, ...] | None = None,
         data_mapper: Any = None,
-        probability_model: Any = None,
+        probability_iterations: int | None = None,
         table_bytes: int = DEFAULT_TABLE_BYTES,
         make_array: MakeArray | None = None,
     ) -> None:
-        self._text, self._lightgbm = text, booster
-        self._iterations = {False: iterations, True: sparse_iterations}  # by whether the rows are sparse
+        self.text, self._lightgbm = text, booster
+        self.iterations = {False: iterations, True: sparse_iterations}  # by whether the rows are sparse
         self.data_mapper = data_mapper
-        self._probability_model = probability_model
+        self.probability_iterations = probability_iterations
         self._table_bytes, self._make_array = table_bytes, make_array
         self._kernels: dict[int, TreeShap] = {}
         self._lock = threading.Lock()
         self._ensemble, objective, names = self._read()
         self._width = len(names)
+        rounds = self._trees // self._outputs
+        self.iterations = {sparse: n if 0 < n < rounds else -1 for sparse, n in self.iterations.items()}
         self.engineered_features = tuple(engineered_features or names)
         if len(self.engineered_features) != self._width:
             raise ArtifactError(
@@ -93,18 +109,20 @@ class TreeExplainer(Explainer):
             )
         self.surrogate_classes = surrogate_classes if self._outputs > 1 else None
         self.link = _link(objective, self._outputs)
-        self.expected_values = self._expected_values(sparse=False)
+        self.expected_values = self.expected_values_of(sparse=False)
         self.description = f"LightGBM surrogate, {self._trees} trees, {len(self.used)} features used"
+        if probability_iterations is not None:
+            self.notes += (_RESCALED,)
 
     def _read(self) -> tuple[Ensemble | None, str, Sequence[str]]:
         """The trees (None where LightGBM has to answer), the objective and the columns' names."""
         try:
-            ensemble = read_model_text(self._text)
+            ensemble = read_model_text(self.text)
         except UnknownFormatError as error:
             self._fall_back(str(error).rstrip("."))
         else:
             self._outputs, self._trees = ensemble.n_outputs, ensemble.n_trees
-            limits = list(self._iterations.values())
+            limits = list(self.iterations.values())
             self.used = ensemble.first(-1 if min(limits) <= 0 else max(limits)).used
             try:
                 self._isa = choose_isa(load_kernel().instruction_sets(), None)
@@ -113,15 +131,15 @@ class TreeExplainer(Explainer):
             else:
                 return ensemble, ensemble.objective, ensemble.feature_names
             return None, ensemble.objective, ensemble.feature_names
-        if re.search(r"^is_linear=1", self._text, re.MULTILINE):
+        if re.search(r"^is_linear=1", self.text, re.MULTILINE):
             raise ArtifactError(
                 "The surrogate has linear trees (linear_tree=true), for which no exact SHAP values exist. Train it "
                 "with linear_tree=false."
             )
         booster = self._booster()
         self._outputs, self._trees = int(booster.num_model_per_iteration()), int(booster.num_trees())
-        self.used = _split_features(self._text)
-        found = re.search(r"^objective=(.*)$", self._text, re.MULTILINE)
+        self.used = _split_features(self.text)
+        found = re.search(r"^objective=(.*)$", self.text, re.MULTILINE)
         return None, found[1] if found else "", booster.feature_name()
 
     def _fall_back(self, reason: str) -> None:
@@ -134,7 +152,7 @@ class TreeExplainer(Explainer):
                 import lightgbm
 
                 # told the sizes, LightGBM reads the trees in threads, where a damaged one ends the whole process
-                text = re.sub(r"^tree_sizes=.*\n", "", self._text, count=1, flags=re.MULTILINE)
+                text = re.sub(r"^tree_sizes=.*\n", "", self.text, count=1, flags=re.MULTILINE)
                 try:
                     self._lightgbm = lightgbm.Booster(model_str=text)
                 except lightgbm.basic.LightGBMError as error:
@@ -146,7 +164,7 @@ class TreeExplainer(Explainer):
     def _kernel(self, sparse: bool) -> TreeShap:
         """The kernel over the trees that rows of this format are explained by."""
         assert self._ensemble is not None
-        limited = self._ensemble.first(self._iterations[sparse])
+        limited = self._ensemble.first(self.iterations[sparse])
         with self._lock:
             if limited.n_trees not in self._kernels:
                 self._kernels[limited.n_trees] = TreeShap(
@@ -154,11 +172,20 @@ class TreeExplainer(Explainer):
                 )
             return self._kernels[limited.n_trees]
 
-    def _expected_values(self, *, sparse: bool) -> np.ndarray:
+    def expected_values_of(self, *, sparse: bool) -> np.ndarray:
+        """Base values of rows of a format, shape (output,)."""
         if self._ensemble is None:
             row = sp.csr_matrix((1, self._width)) if sparse else np.zeros((1, self._width))
             return np.array(self._contributions(row)[:, -1, 0])
-        return self._ensemble.first(self._iterations[sparse]).expected_values()
+        return self._ensemble.first(self.iterations[sparse]).expected_values()
+
+    @property
+    def depends_on_format(self) -> bool:
+        """See :attr:`Explainer.depends_on_format`."""
+        return self.iterations[True] != self.iterations[False] or self._rescales(np.empty(0))
+
+    def _rescales(self, engineered: Matrix) -> bool:
+        return self.probability_iterations is not None and self._outputs > 1 and not sp.issparse(engineered)
 
     @property
     def treeshap(self) -> dict[str, Any]:
@@ -184,14 +211,14 @@ class TreeExplainer(Explainer):
     def prepare(self) -> None:
         """See :meth:`Explainer.prepare`: import LightGBM, and build the tables where one kernel serves both formats."""
         self._booster()
-        if self._ensemble is not None and self._iterations[True] == self._iterations[False]:
+        if self._ensemble is not None and self.iterations[True] == self.iterations[False]:
             self._kernel(sparse=False)
 
     def learn(self, first_row: Matrix) -> None:
         """Take the expected values of the format that is explained: the iteration limits can differ."""
         super().learn(first_row)
-        if sp.issparse(first_row) and self._iterations[True] != self._iterations[False]:
-            self.expected_values = self._expected_values(sparse=True)
+        if sp.issparse(first_row) and self.iterations[True] != self.iterations[False]:
+            self.expected_values = self.expected_values_of(sparse=True)
 
     def learned(self) -> dict[str, Any]:
         """What computes the values: all processes must write the same bytes."""
@@ -217,7 +244,7 @@ class TreeExplainer(Explainer):
         """See :meth:`Explainer.explain_used`."""
         if engineered.shape[1] != self._width:
             raise ValueError(f"the rows have {engineered.shape[1]} columns; the surrogate takes {self._width}")
-        if self._ensemble is None or (self._probability_model is not None and not sp.issparse(engineered)):
+        if self._ensemble is None or self._rescales(engineered):
             return super().explain_used(engineered, values=values, raw=raw)
         kernel = self._kernel(sp.issparse(engineered))
         weights = self.feature_map[:, kernel.used] if raw and self.feature_map is not None else None
@@ -244,19 +271,19 @@ class TreeExplainer(Explainer):
             spread = self._spread(found.engineered, kernel.used)
             assert spread is not None  # they were asked for
             values, expected, margins = spread, kernel.expected_values, found.margins
-        if self._probability_model is not None and not sp.issparse(engineered):
+        if self._rescales(engineered):
             values = self._as_probability(values, expected, engineered)
         return UsedValues(values, margins)
 
     def margins(self, engineered: Matrix) -> np.ndarray:
         """See :meth:`Explainer.margins`."""
-        iterations = self._iterations[sp.issparse(engineered)]
+        iterations = self.iterations[sp.issparse(engineered)]
         raw = self._booster().predict(engineered, raw_score=True, num_iteration=iterations, num_threads=1)
         return np.asarray(raw).reshape(engineered.shape[0], self._outputs).T
 
     def _contributions(self, engineered: Matrix) -> np.ndarray:
         """LightGBM's own, shape (output, used feature + 1, row); the last feature is the expected value."""
-        rows, iterations = engineered.shape[0], self._iterations[sp.issparse(engineered)]
+        rows, iterations = engineered.shape[0], self.iterations[sp.issparse(engineered)]
         kept = np.append(self.used, self._width)
         result = np.empty((self._outputs, len(kept), rows))
         if rows == 0:
@@ -280,7 +307,7 @@ class TreeExplainer(Explainer):
         against the probability is spread over the features in proportion to their absolute values, and what is left
         of it evenly. It is a heuristic; for sparse input the SDK has none.
         """
-        probability = self._probability_model.predict_proba(engineered)
+        probability = self._booster().predict(engineered, num_iteration=self.probability_iterations, num_threads=1)
         n_features = self._width
         scaled = np.empty_like(values)
         for output, value in enumerate(values):

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from batch_explain.errors import BadDataError, InputError, UnreadableFileError
 from batch_explain.storage.filesystems import Location
+from batch_explain.storage.tables import METADATA_KEY
 
 _GLOB_CHARACTERS = frozenset("*?[")
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -42,6 +43,8 @@ class InputFile:
         Keys and values of its ``key=value`` folders.
     problem : str or None
         Why it cannot be read; it has no rows then.
+    description : str or None
+        What a run that wrote the file says of it, as JSON; not kept in a plan.
     """
 
     path: str
@@ -53,6 +56,7 @@ class InputFile:
     schema: pa.Schema = field(repr=False, default_factory=lambda: pa.schema([]))
     hive: tuple[tuple[str, str | None], ...] = ()
     problem: str | None = None
+    description: str | None = field(repr=False, default=None)
 
 
 def discover(url: str, max_bad_files: int = 0) -> list[InputFile]:
@@ -154,6 +158,7 @@ def _read_footer(place: Location, path: str) -> InputFile:
         fingerprint=fingerprint,
         schema=schema.remove_metadata(),
         hive=hive_keys(path),
+        description=(schema.metadata or {}).get(METADATA_KEY, b"").decode(errors="replace") or None,
     )
 
 

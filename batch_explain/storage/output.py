@@ -17,7 +17,8 @@ PLAN_FILE = "_run/plan.json"
 RUN_ID_FILE = "_run/id"
 
 _OURS = {
-    "_run", "_SUCCESS", "run.json", "feature_map.parquet", "predictions", "engineered", "raw", "quarantine", "summary",
+    "_run", "_SUCCESS", "run.json", "feature_map.parquet", "predictions", "engineered", "raw", "features", "quarantine",
+    "summary",
 }  # fmt: skip
 
 

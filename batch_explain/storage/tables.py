@@ -61,6 +61,14 @@ class TableSpec:
     folder: str
     schema: pa.Schema
 
+    @property
+    def repeating(self) -> list[str]:
+        """Columns whose values repeat, so that a dictionary makes them small: texts, and all feature values.
+
+        Importances hardly repeat: there, a dictionary would cost more than the rest of the write.
+        """
+        return [f.name for f in self.schema if self.folder == "features" or pa.types.is_string(f.type)]
+
     @classmethod
     def create(cls, folder: str, fields: Sequence[pa.Field], metadata: dict[str, Any]) -> "TableSpec":
         """Build a spec whose parts carry ``metadata`` as JSON."""
@@ -97,8 +105,7 @@ class PartWriter:
                     file.stream,
                     table.schema,
                     compression=compression or "none",
-                    # importances hardly repeat: a dictionary would cost more than the rest of the write
-                    use_dictionary=[f.name for f in table.schema if pa.types.is_string(f.type)],
+                    use_dictionary=table.repeating,
                     write_statistics=True,
                 )
         except BaseException:

@@ -1,0 +1,124 @@
+"""From an explainer (and the model that it explains) to a portable bundle."""
+
+import copy
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from batch_explain.engine.artifacts import match
+from batch_explain.engine.plan import versions
+from batch_explain.errors import ArtifactError
+from batch_explain.explainers.base import Explainer
+from batch_explain.explainers.bundle import MANIFEST, bundle_files, open_files, write_bundle
+from batch_explain.explainers.feature_map import take_feature_map
+from batch_explain.explainers.load import load_explainer
+from batch_explain.explainers.manifest import Manifest
+from batch_explain.explainers.pickles import load_pickle
+from batch_explain.storage.filesystems import Location
+from batch_explain.teachers.load import teacher_of
+
+# A bundle is read by people who may not know the machine that made it: versions, but nothing of the platform.
+_NOT_RECORDED = ("platform",)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A bundle that was written.
+
+    Parameters
+    ----------
+    location : str
+        Its folder.
+    description : str
+        What it explains with.
+    task : str or None
+    classes : tuple or None
+    bytes : int
+        Size of all its files.
+    notes : tuple of str
+        What was decided on the user's behalf.
+    """
+
+    location: str
+    description: str
+    task: str | None
+    classes: tuple[Any, ...] | None
+    bytes: int
+    notes: tuple[str, ...]
+
+
+def export_bundle(
+    explainer: Any,
+    output: str | os.PathLike[str],
+    *,
+    model: Any = None,
+    feature_map: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Write an explainer as a portable bundle: a folder with no code in it.
+
+    Parameters
+    ----------
+    explainer : str, path or object
+        Whatever :func:`batch_explain.load_explainer` takes, or gives.
+    output : str or path
+        A folder that is empty or does not exist.
+    model : str, path or object, optional
+        The fitted pipeline, or its pickle. It names the classes and the task, and gives the feature map where the
+        explainer has none.
+    feature_map : str or path, optional
+        Parquet of (raw_feature, engineered_feature, weight), for an explainer that holds no feature map.
+    overwrite : bool
+        Replace the bundle that is in ``output``.
+
+    Returns
+    -------
+    Exported
+
+    Raises
+    ------
+    ArtifactError
+        If the explainer cannot be written without code, or does not belong to the model.
+    OutputRefusedError
+        If the output cannot be taken.
+
+    Examples
+    --------
+    >>> export_bundle("scoring_explainer.pkl", "bundle/", model="model.pkl")  # doctest: +SKIP
+    """
+    loaded = copy.copy(explainer) if isinstance(explainer, Explainer) else load_explainer(explainer)
+    if feature_map is not None:
+        take_feature_map(loaded, os.fspath(feature_map))
+    notes = _leave_transformations_out(loaded)
+    teacher = None
+    if model is not None:
+        where = str(Location(os.fspath(model))) if isinstance(model, str | os.PathLike) else "The model"
+        fitted = load_pickle(Location(os.fspath(model)), "model") if isinstance(model, str | os.PathLike) else model
+        teacher = teacher_of(fitted, loaded.raw_features, where)
+    artifacts = match(loaded, teacher)
+    task = loaded.task if teacher is None else teacher.task
+    notes += artifacts.feature_notes
+    made_by = {name: version for name, version in versions().items() if name not in _NOT_RECORDED}
+    files = bundle_files(loaded, task=task, classes=artifacts.classes, notes=notes, made_by=made_by)
+    # proved before anything is written
+    open_files(files, Manifest.from_bytes(files[MANIFEST]), {})
+    place = Location(os.fspath(output))
+    write_bundle(place, files, overwrite=overwrite)
+    size = sum(map(len, files.values()))
+    return Exported(str(place), loaded.description, task, artifacts.classes, size, notes)
+
+
+def _leave_transformations_out(explainer: Explainer) -> tuple[str, ...]:
+    """Transformations are code: what remains explains the engineered rows that they made."""
+    if explainer.kind == "opaque" or not explainer.featurizes:
+        return ()
+    if not explainer.engineered_features:
+        raise ArtifactError(
+            "The explainer was made with transformations and does not name their output, so a bundle could not say "
+            "which engineered features it takes. Make it with engineered_features."
+        )
+    explainer.data_mapper = None
+    return (
+        "the explainer was made with transformations, which are code and not in the bundle: it takes the engineered "
+        "features that they make",
+    )
