@@ -42,17 +42,17 @@ def test_a_bundle_gives_what_the_pickle_gives(
     later = bx.explain_dataset(
         input=tmp_path / "direct/features", explainer=tmp_path / "bundle", output=tmp_path / "later", scheduler="sync"
     )
-    with_model = bx.explain_dataset(**options, explainer=tmp_path / "bundle", output=tmp_path / "with")
+    with_model = bx.explain_dataset(**options, explainer=tmp_path / "bundle", output=tmp_path / "with", limit=200)
     for level, values in (("engineered", expected.engineered), ("raw", expected.raw)):
         names = expected.engineered_features if level == "engineered" else expected.raw_features
         if kind == "transformations_binary" and level == "raw":
             names = direct.info["features"]["raw"]
         assert_close(values_of(direct, level, names), values, 1e-9)
-        for run in (later, with_model):
+        for run, rows in ((later, None), (with_model, 200)):
             assert run.outputs == direct.outputs
-            assert_close(values_of(run, level, names), values_of(direct, level, names), 1e-12)
+            assert_close(values_of(run, level, names), values_of(direct, level, names)[:, :rows], 1e-12)
     np.testing.assert_allclose(later.info["expected_values"], direct.info["expected_values"], rtol=0, atol=1e-12)
-    assert frame_of(with_model, "predictions").equals(frame_of(direct, "predictions"))
+    assert frame_of(with_model, "predictions").equals(frame_of(direct, "predictions")[:200])
     places = [
         frame_of(run, "raw", (run.outputs or [None])[0])[["source_file", "source_row"]] for run in (direct, later)
     ]

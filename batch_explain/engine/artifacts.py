@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from batch_explain.engine.features import read_features
+from batch_explain.engine.features import needed, read_features
 from batch_explain.errors import ArtifactError, OptionError
 from batch_explain.explainers.base import Explainer, Matrix, as_matrix, combine_maps
 from batch_explain.explainers.feature_map import take_feature_map
@@ -117,7 +117,7 @@ class Artifacts:
     @property
     def features(self) -> np.ndarray:
         """Engineered features that are needed to explain a row again: the used ones, but at least one column."""
-        return self.explainer.used if len(self.explainer.used) else np.array([0])
+        return needed(self.explainer.used)
 
     @property
     def takes_engineered(self) -> bool:

@@ -63,6 +63,11 @@ def _origin(file: InputFile) -> Origin:
     return Origin()
 
 
+def needed(used: np.ndarray) -> np.ndarray:
+    """Positions of the features that explain a row again: the used ones, but at least one column."""
+    return used if len(used) else np.array([0])
+
+
 def feature_arrays(matrix: Matrix, positions: np.ndarray) -> list[pa.Array]:
     """Values of some engineered features, a column each; NaN is NaN, not null."""
     if not isinstance(matrix, np.ndarray):

@@ -19,7 +19,7 @@ from threadpoolctl import ThreadpoolController
 
 from batch_explain.engine.additivity import TOLERANCE, check_additivity
 from batch_explain.engine.artifacts import Artifacts, Batch
-from batch_explain.engine.features import FEATURES, feature_arrays
+from batch_explain.engine.features import FEATURES, feature_arrays, needed
 from batch_explain.engine.plan import Partition, Plan
 from batch_explain.engine.quarantine import (
     NOT_THE_ROWS,
@@ -406,7 +406,7 @@ def write_batch(
             writer.write(specs[0].folder, [*ids, *columns])
             continue
         if level == FEATURES:
-            writer.write(level, [*ids, *feature_arrays(batch.matrix, plan.used if len(plan.used) else np.array([0]))])
+            writer.write(level, [*ids, *feature_arrays(batch.matrix, needed(plan.used))])
             continue
         values = batch.engineered if level == "engineered" else batch.raw
         assert values is not None

@@ -55,7 +55,7 @@ class LinearExplainer(Explainer):
         if len(self.engineered_features) != width:
             raise ArtifactError(
                 f"The explainer names {len(self.engineered_features)} engineered features but its linear surrogate "
-                f"takes {width}. The pickle does not hold together: make the explainer again."
+                f"takes {width}. It does not hold together: make the explainer again."
             )
         self.used = np.flatnonzero(np.any(self.coefficients != 0, axis=0))
         self.expected_values = np.atleast_1d(np.asarray(expected_values, dtype=np.float64)).copy()

@@ -105,7 +105,7 @@ class TreeExplainer(Explainer):
         if len(self.engineered_features) != self._width:
             raise ArtifactError(
                 f"The explainer names {len(self.engineered_features)} engineered features but its surrogate takes "
-                f"{self._width}. The pickle does not hold together: make the explainer again."
+                f"{self._width}. It does not hold together: make the explainer again."
             )
         self.surrogate_classes = surrogate_classes if self._outputs > 1 else None
         self.link = _link(objective, self._outputs)
@@ -236,7 +236,7 @@ class TreeExplainer(Explainer):
             self._ensemble = None
         elif state.get("treeshap") == _TABLES and self._ensemble is None:
             raise ArtifactError(
-                f"A worker cannot compute as the run was planned: there, {self.notes[-1]}. Install the same package "
+                f"A worker cannot compute as the run was planned: there, {self.notes[0]}. Install the same package "
                 "on every worker."
             )
 
