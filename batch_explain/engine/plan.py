@@ -273,6 +273,8 @@ def make_plan(
     readable = [file for file in files if file.problem is None]
     keys = hive_types(readable)
     decisions = [*artifacts.notes]
+    if options.trust:
+        decisions.append(f"trusted in the pickles, beside what is on the list: {', '.join(options.trust)}")
     ids = id_fields(options, readable, keys)
     decisions += check_columns(options, readable, artifacts.columns, keys, engineered=artifacts.takes_engineered)
     tables = artifacts.tables(options.outputs)

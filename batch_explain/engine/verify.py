@@ -146,7 +146,11 @@ class Verification:
 
 
 def verify(
-    path: str | os.PathLike[str], *, recompute: str | int | None = None, seed: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    recompute: str | int | None = None,
+    seed: int | None = None,
+    trust: Iterable[str] = (),
 ) -> Verification:
     """Check a run's folder against what the run recorded, and some of its values against the model itself.
 
@@ -162,6 +166,9 @@ def verify(
         needs the input and the artifacts in the places where the run read them.
     seed : int, optional
         Chooses the rows; another one each time if left out.
+    trust : iterable of str
+        Names that the model's and explainer's pickles may use, as in the run. Those that the folder records are not
+        believed: who wrote the folder could have written any.
 
     Returns
     -------
@@ -187,7 +194,9 @@ def verify(
         ) from error
     recomputed = None
     if share is not None:
-        recomputed = _recompute(checker, share, secrets.randbelow(2**32) if seed is None else seed)
+        recomputed = _recompute(
+            checker, share, secrets.randbelow(2**32) if seed is None else seed, RunOptions.trusted(trust)
+        )
     return Verification(
         output=str(output),
         finished=checker.finished,
@@ -554,14 +563,14 @@ class _Recalculated(PartWriter):
         self.tables[folder] = pa.Table.from_arrays(columns, schema=self._specs[folder].schema)
 
 
-def _recompute(checker: _Checker, share: _Share, seed: int) -> Recomputed | None:
+def _recompute(checker: _Checker, share: _Share, seed: int, trust: tuple[str, ...]) -> Recomputed | None:
     """Explain random rows again; None where that is not possible, which is a problem then."""
     if checker.plan is None:
         return None
     sound = [receipt for receipt in checker.receipts.values() if _parts_are_sound(checker, receipt)]
     whole = [checker.plan.partitions[receipt.index] for receipt in sound if not receipt.rows_quarantined]
     chosen = _choose(whole, share, seed)
-    context = _context(checker) if chosen else None
+    context = _context(checker, trust) if chosen else None
     if chosen and context is None:
         return None
     compared = 0
@@ -599,10 +608,10 @@ def _choose(partitions: Sequence[Partition], share: _Share, seed: int) -> dict[i
     return chosen
 
 
-def _context(checker: _Checker) -> Context | None:
+def _context(checker: _Checker, trust: tuple[str, ...]) -> Context | None:
     """The run's artifacts, loaded as a worker loads them."""
     try:
-        options = stored_options(checker.plan_json, checker.output)
+        options = replace(stored_options(checker.plan_json, checker.output), trust=trust)
         plan = Plan.from_json(checker.plan_json, options)
         found = artifact_digests(options)
         if changed := [name for name, digest in plan.artifacts.items() if found.get(name) != digest]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from batch_explain.errors import ArtifactError
 from batch_explain.explainers.base import Explainer, combine_maps
 from batch_explain.explainers.linear import LinearExplainer
 from batch_explain.explainers.opaque import OpaqueExplainer
-from batch_explain.explainers.pickles import load_pickle
+from batch_explain.explainers.pickles import open_pickle, read_artifact
 from batch_explain.explainers.tree import TreeExplainer
 from batch_explain.storage.filesystems import Location
 from batch_explain.teachers.threads import keep_to_one_thread
@@ -21,7 +21,12 @@ _MODEL_TEXT = (b"tree\n", b"tree\r\n")
 
 
 def load_explainer(
-    source: Any, *, table_bytes: int = DEFAULT_TABLE_BYTES, make_array: MakeArray | None = None
+    source: Any,
+    *,
+    trust: Iterable[str] = (),
+    sha256: str | None = None,
+    table_bytes: int = DEFAULT_TABLE_BYTES,
+    make_array: MakeArray | None = None,
 ) -> Explainer:
     """Load an explainer.
 
@@ -29,6 +34,10 @@ def load_explainer(
     ----------
     source : str, path, lightgbm.Booster, lightgbm.LGBMModel, or scoring explainer
         A path or URL names a ``scoring_explainer.pkl`` or a LightGBM model text file.
+    trust : iterable of str
+        Names that a pickle may use beside those that genuine explainers need, exactly: ``package.module.Class``.
+    sha256 : str, optional
+        What the file's SHA-256 must be.
     table_bytes : int
         Bound on the memory of TreeSHAP's tables.
     make_array : callable, optional
@@ -42,7 +51,7 @@ def load_explainer(
     Raises
     ------
     ArtifactError
-        If there is no explainer in it.
+        If there is no explainer in it, or the pickle asks for anything else than an explainer needs.
 
     Examples
     --------
@@ -57,19 +66,30 @@ def load_explainer(
             raise ArtifactError(
                 f"The explainer {place} is a folder. Name a scoring_explainer.pkl or a LightGBM model text file."
             )
-        with place.open() as stream:
-            beginning = stream.read(6)
     except OSError as error:
         raise ArtifactError(f"There is no readable explainer at {place}: {error}. Check the path.") from error
-    if beginning.startswith(_MODEL_TEXT):
+    data = read_artifact(place, "explainer", sha256)
+    if is_model_text(data):
         with _named(str(place)):
-            return TreeExplainer(_text_of(place), **tables)
-    return _from_object(load_pickle(place, "explainer"), str(place), tables)
+            return TreeExplainer(model_text(data), **tables)
+    return _from_object(open_pickle(data, place, "explainer", trust), str(place), tables)
 
 
-def _text_of(place: Location) -> str:
+def is_model_text(data: bytes) -> bool:
+    """Whether a file is a LightGBM model text."""
+    return data.startswith(_MODEL_TEXT)
+
+
+def model_text(data: bytes) -> str:
+    """The text of such a file.
+
+    Raises
+    ------
+    ArtifactError
+        If it is not UTF-8.
+    """
     try:
-        return place.read_bytes().decode("utf-8").replace("\r\n", "\n")
+        return data.decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise ArtifactError(
             f"The LightGBM model text cannot be read: {error}. Write it again with Booster.save_model."
