@@ -6,17 +6,28 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from batch_explain.engine.inspect import inspect_artifact
     from batch_explain.engine.runner import explain_dataset
     from batch_explain.engine.status import status as run_status
     from batch_explain.engine.verify import verify as verify_run
     from batch_explain.explainers.load import load_explainer
     from batch_explain.results import Run, open_run
 
-__all__ = ["Run", "__version__", "explain_dataset", "load_explainer", "open_run", "run_status", "verify_run"]
+__all__ = [
+    "Run",
+    "__version__",
+    "explain_dataset",
+    "inspect_artifact",
+    "load_explainer",
+    "open_run",
+    "run_status",
+    "verify_run",
+]
 
 # resolved at first use, so that 'batch-explain --help' imports nothing heavy
 _PLACES = {
     "explain_dataset": ("batch_explain.engine.runner", "explain_dataset"),
+    "inspect_artifact": ("batch_explain.engine.inspect", "inspect_artifact"),
     "load_explainer": ("batch_explain.explainers.load", "load_explainer"),
     "open_run": ("batch_explain.results", "open_run"),
     "run_status": ("batch_explain.engine.status", "status"),

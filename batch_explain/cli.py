@@ -192,6 +192,23 @@ def status(run: str, as_json: bool) -> None:
         _print_status(found)
 
 
+@cli.command()
+@click.argument("artifact", metavar="ARTIFACT")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def inspect(artifact: str, as_json: bool) -> None:
+    """Tell what a model, an explainer or a LightGBM model text is, without running anything of it.
+
+    Exit codes: 0 it could be read; 2 it could not.
+    """
+    found = _guarded(lambda: batch_explain.inspect_artifact(artifact), _NOTHING_WRITTEN)
+    if as_json:
+        click.echo(json.dumps(found.to_json(), ensure_ascii=False, default=str))
+    else:
+        from batch_explain.engine.inspect_text import describe
+
+        _print_pairs(describe(found))
+
+
 def main() -> None:
     """Entry point of the ``batch-explain`` command."""
     try:

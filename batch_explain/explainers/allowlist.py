@@ -333,7 +333,9 @@ CLASSES: dict[str, str] = {
     "sklearn.manifold._t_sne": "TSNE",
     "sklearn.mixture._bayesian_mixture": "BayesianGaussianMixture",
     "sklearn.mixture._gaussian_mixture": "GaussianMixture",
-    "sklearn.model_selection._classification_threshold": ("FixedThresholdClassifier TunedThresholdClassifierCV"),
+    "sklearn.model_selection._classification_threshold": (
+        "FixedThresholdClassifier TunedThresholdClassifierCV _CurveScorer"
+    ),
     "sklearn.model_selection._search": "GridSearchCV RandomizedSearchCV",
     "sklearn.model_selection._search_successive_halving": ("HalvingGridSearchCV HalvingRandomSearchCV"),
     "sklearn.multiclass": "_ConstantPredictor OneVsOneClassifier OneVsRestClassifier OutputCodeClassifier",
@@ -418,6 +420,7 @@ CALLED: dict[str, str] = {
 
 # Neither made nor called while a file is opened, but passed on: parameters of models.
 VALUES: dict[str, str] = {
+    "batch_explain.demo": "calendar_names calendar_parts",
     "builtins": "Ellipsis NotImplemented",
     "numpy": "abs absolute exp expm1 log log10 log1p log2 max mean median min nanmean nanmedian reciprocal sqrt square",
     "numpy.core._multiarray_umath": "absolute exp expm1 log log10 log1p log2 reciprocal sqrt square",

@@ -4,9 +4,12 @@ import contextlib
 import hashlib
 import io
 import logging
+import lzma
+import pickle
 import platform
 import sys
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,6 +21,7 @@ from batch_explain.explainers.stream import PickleStream
 from batch_explain.storage.filesystems import Location
 
 _SHOWN = 5
+_DAMAGED = (pickle.UnpicklingError, EOFError, UnicodeDecodeError, zlib.error, lzma.LZMAError, MemoryError)
 
 
 def load_pickle(place: Location, what: str, trust: Iterable[str] = (), sha256: str | None = None) -> Any:
@@ -81,6 +85,11 @@ def open_pickle(data: bytes, place: Location, what: str, trust: Iterable[str] = 
     except ArtifactError as error:
         raise ArtifactError(f"The {what} {place} is refused: {error}.") from None
     except ImportError as error:
+        if error.name is None or "." in error.name:  # the package is there, but not this part of it
+            raise ArtifactError(
+                f"The {what} {place} cannot be opened with Python {platform.python_version()} and the packages "
+                f"installed here: {_short(error)}. {_elsewhere(data)}"
+            ) from error
         raise ArtifactError(
             f"The {what} {place} needs a package that is not installed here ({error}). {_elsewhere(data)}"
         ) from error
@@ -90,7 +99,7 @@ def open_pickle(data: bytes, place: Location, what: str, trust: Iterable[str] = 
             "where it was made."
         ) from error
     except Exception as error:
-        if made := made_with(data):
+        if not isinstance(error, _DAMAGED) and (made := made_with(data)):
             raise ArtifactError(
                 f"The {what} {place} cannot be opened with Python {platform.python_version()} and the packages "
                 f"installed here: {_short(error)}. {_elsewhere(data, made)}"
