@@ -259,12 +259,14 @@ def test_scikit_learns_own_estimators_open(tmp_path: Path) -> None:
     from sklearn.tree import DecisionTreeClassifier
 
     held = (
-        "AdaBoostClassifier BaggingRegressor BayesianRidge CalibratedClassifierCV DecisionTreeRegressor ElasticNetCV "
-        "ExtraTreesClassifier GaussianNB GaussianProcessRegressor GradientBoostingRegressor HistGradientBoostingClassifier "
-        "IterativeImputer KBinsDiscretizer KMeans KNeighborsClassifier KernelDensity LinearDiscriminantAnalysis LinearSVC "
-        "LogisticRegression MLPRegressor NuSVC PCA PowerTransformer QuantileTransformer RandomForestRegressor Ridge "
-        "SGDClassifier SVC SelectKBest SplineTransformer TargetEncoder TransformedTargetRegressor TruncatedSVD"
-    ).split()
+        "AdaBoostClassifier", "BaggingRegressor", "BayesianRidge", "CalibratedClassifierCV", "DecisionTreeRegressor",
+        "ElasticNetCV", "ExtraTreesClassifier", "GaussianNB", "GaussianProcessRegressor",
+        "GradientBoostingRegressor", "HistGradientBoostingClassifier", "IterativeImputer", "KBinsDiscretizer",
+        "KMeans", "KNeighborsClassifier", "KernelDensity", "LinearDiscriminantAnalysis", "LinearSVC",
+        "LogisticRegression", "MLPRegressor", "NuSVC", "PCA", "PowerTransformer", "QuantileTransformer",
+        "RandomForestRegressor", "Ridge", "SGDClassifier", "SVC", "SelectKBest", "SplineTransformer",
+        "TargetEncoder", "TransformedTargetRegressor", "TruncatedSVD",
+    )  # fmt: skip
     rows = np.abs(np.random.default_rng(0).normal(size=(40, 4)))
     classes = (rows[:, 0] > 0.6).astype(int)
     composed = [
@@ -368,12 +370,12 @@ def test_a_run_with_trusted_names_says_so_and_resumes_with_the_same(tmp_path: Pa
     small.write(tmp_path / "rows" / "a.parquet", small.frame.head(60))
     options: dict[str, Any] = {
         "input": tmp_path / "rows", "model": model, "explainer": small.explainer, "output": tmp_path / "out",
-        "workers": 2, "partition_rows": 30,
+        "scheduler": "sync", "partition_rows": 30,
         "sha256": {"model": hashlib.sha256(model.read_bytes()).hexdigest()},
     }  # fmt: skip
     with pytest.raises(ArtifactError, match="--trust"):
         bx.explain_dataset(**options)
-    run = bx.explain_dataset(**options, trust=f"{HERE}.OwnClassifier")
+    run = bx.explain_dataset(**{**options, "scheduler": "processes", "workers": 2}, trust=f"{HERE}.OwnClassifier")
     info = json.loads((tmp_path / "out" / "run.json").read_text())
     assert info["options"]["trust"] == [f"{HERE}.OwnClassifier"]
     assert any(f"{HERE}.OwnClassifier" in decision for decision in info["decisions"])
@@ -405,13 +407,71 @@ def test_a_pickle_of_what_is_not_here_says_what_it_was_made_with(tmp_path: Path)
     missing = hostile.named(explainer.replace("azureml", "azureml_not_here"), "TreeScoringExplainer")
     message = refusal(hostile.whole(missing, b")\x81."), tmp_path)
     assert "azureml_not_here" in message and "--trust" in message
-    from sklearn.preprocessing import StandardScaler
-
     state = hostile.body({"_sklearn_version": "0.24.1", "mean_": 1})
     old = hostile.whole(
-        hostile.named("sklearn.preprocessing._data", "StandardScaler"), b")\x81", state, b"b0",
-        hostile.named("sklearn.ensemble._gb_losses", "LeastSquaresError"), b")\x81",
+        hostile.named("sklearn.preprocessing._data", "StandardScaler"), b")\x81", state, b"b",
+        hostile.named("sklearn.ensemble._gb_losses", "LeastSquaresError"), b")\x81\x86",
     )  # fmt: skip
     message = refusal(old, tmp_path)
-    assert StandardScaler.__name__ not in message
-    assert "needs a package that is not installed here" in message
+    assert (
+        "_gb_losses" in message
+        and "made with scikit-learn 0.24.1" in message
+        and "versions it was made with" in message
+    )
+
+
+# Looking without running.
+
+
+def test_inspecting_runs_nothing(tmp_path: Path) -> None:
+    """Of hostile files neither, whatever they are; and what they name is shown."""
+    for name in hostile.NAMES:
+        canary, place = tmp_path / "canary", tmp_path / "file.pkl"
+        place.write_bytes(hostile.make(name, str(canary)))
+        before = set(tmp_path.iterdir())
+        try:
+            found = bx.inspect_artifact(place)
+        except ArtifactError:
+            continue
+        finally:
+            assert set(tmp_path.iterdir()) == before, name
+        if name.startswith("system of"):
+            assert found.refused == ("posix.system",)
+
+
+def test_a_model_text_and_a_pickled_model_are_described(tmp_path: Path) -> None:
+    import lightgbm
+
+    rows = pd.DataFrame(np.random.default_rng(0).normal(size=(500, 3)), columns=list("abc"))
+    model = lightgbm.LGBMClassifier(n_estimators=7, num_leaves=5, verbose=-1).fit(rows, rows.a > rows.b * rows.c)
+    assert (model.booster_.feature_importance() > 0).sum() == 3
+    model.booster_.save_model(tmp_path / "model.txt")
+    joblib.dump(model, tmp_path / "model.pkl", compress=3)
+    leaves = model.booster_.trees_to_dataframe().query("split_feature.isna()")
+    base = model.booster_.predict(rows.head(1), pred_contrib=True)[0, -1]
+    for name in ("model.txt", "model.pkl"):
+        found = bx.inspect_artifact(tmp_path / name)
+        assert found.task == "classification" and found.trees is not None
+        assert (found.trees.trees, found.trees.leaves, found.trees.used_features) == (7, len(leaves), 3)
+        assert found.trees.expected_values[0] == pytest.approx(base, abs=1e-12)
+        assert found.trees.groups > 0 and found.trees.microseconds > 0
+        assert found.sha256 == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+    assert found.classes == (False, True) and "zlib" in found.format and not found.refused
+
+
+@pytest.mark.automl
+def test_an_explainer_is_described_as_it_is(automl: Any) -> None:
+    """Against the opened object."""
+    from tests.automl_fixtures.quiet import quiet
+
+    for kind in ("multiclass", "regression", "wide_binary"):
+        paths = automl(kind)
+        found = bx.inspect_artifact(paths.explainer)
+        with quiet():
+            explainer = joblib.load(paths.explainer)
+        assert found.kind == "TreeScoringExplainer" and found.task == paths.task and found.outputs == paths.outputs
+        assert found.engineered_features == tuple(explainer.engineered_features)
+        assert found.raw_features == tuple(explainer.raw_features)
+        assert found.trees is not None and found.trees.trees == explainer._model.booster_.num_trees()
+        assert found.feature_map is not None and found.feature_map[1] == len(explainer.engineered_features)
+        assert found.made_with["python"] == "3.10" and not found.refused

@@ -23,6 +23,7 @@ from batch_explain.trees.lightgbm_text import read_model_text
 from batch_explain.treeshap.kernel import DEFAULT_TABLE_BYTES
 from batch_explain.treeshap.program import make_program
 
+_MOST = 10_000_000  # features
 _CYCLES = 3_000  # a microsecond, of a processor of 3 GHz
 _BOOSTERS = ("Booster",)
 _COMPILED = "numba.core.serialize."
@@ -338,6 +339,8 @@ def _matrix(each: Any) -> Any:
     shape = each.get("_shape")
     parts = [each.get(name) for name in ("data", "indices", "indptr")]
     if each.class_name not in kinds or not all(isinstance(part, np.ndarray) for part in parts):
+        return None
+    if type(shape) is not tuple or len(shape) != 2 or not all(type(n) is int and 0 <= n <= _MOST for n in shape):
         return None
     try:
         made = kinds[each.class_name](tuple(parts), shape=shape)

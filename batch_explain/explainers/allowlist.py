@@ -19,6 +19,7 @@ Left out on purpose, because they load, run or remove what their state names, th
 - ``azureml…DeepScoringExplainer`` and its ``KerasSerializer`` (open a Keras model, which may hold code);
 - ``pmdarima``, ``statsmodels``, ``prophet`` (``__setstate__`` opens files or pickles);
 - ``lightgbm.Dataset`` and ``_InnerPredictor`` (free the pointer in their state); ``sklearn.callback`` (opens sockets);
+- CatBoost (not looked into yet);
 - ``joblib.Memory`` and memory maps, ``dateutil``'s ``tzfile``, old joblib's array files (open files);
 - ``functools.partial``, ``operator``, ``types``, ``cloudpickle`` (any code).
 """
@@ -103,12 +104,11 @@ CLASSES: dict[str, str] = {
     "pandas.core.indexes.timedeltas": "TimedeltaIndex",
     "pandas.core.internals.managers": "BlockManager SingleBlockManager",
     "pandas.core.series": "Series",
-    # LightGBM, XGBoost, CatBoost: their model text or bytes are parsed by their own libraries
+    # LightGBM, XGBoost: their model text or bytes are parsed by their own libraries
     "lightgbm.basic": "Booster",
     "lightgbm.sklearn": "LGBMClassifier LGBMModel LGBMRanker LGBMRegressor",
     "xgboost.core": "Booster",
     "xgboost.sklearn": ("XGBClassifier XGBModel XGBRanker XGBRFClassifier XGBRFRegressor XGBRegressor"),
-    "catboost.core": "CatBoost CatBoostClassifier CatBoostRegressor",
     # automated ML: featurizers, learners, ensembles
     "azureml.automl.core.featurization.featurizationconfig": "FeaturizationConfig",
     "azureml.automl.runtime._feature_sweeped_state_container": "FeatureSweepedStateContainer",

@@ -126,7 +126,7 @@ class GuardedReader(PickleReader):
         """Make an instance without its ``__init__``."""
         if id(kind) not in self._made or not isinstance(kind, type):
             raise RefusedError(f"making {_described(kind)}")
-        if (args or named) and not issubclass(kind, tuple) and id(kind) not in self._called:
+        if (args or named) and not _is_named_tuple(kind) and id(kind) not in self._called:
             raise RefusedError(f"making {_described(kind)} with arguments")
         return kind.__new__(kind, *args, **named)
 
@@ -148,6 +148,7 @@ class GuardedReader(PickleReader):
             return
         if isinstance(instance, _NEVER_BUILT):
             raise RefusedError(f"changing {_described(instance)}")
+        _check_wrapped(instance, state)
         setter = getattr(type(instance), "__setstate__", None)
         if setter is not None:
             setter(instance, state)
@@ -205,6 +206,20 @@ def _resolve(module: str, name: str) -> Any:
         except AttributeError:
             raise ImportError(f"no {name} in {module}") from None
     return found
+
+
+def _is_named_tuple(kind: type) -> bool:
+    return issubclass(kind, tuple) and kind is not tuple
+
+
+def _check_wrapped(instance: Any, state: Any) -> None:
+    """AutoML's wrapper of a preprocessor holds the name of a class, which it imports and calls when it is fitted."""
+    if any(base.__name__ == "PreprocWrapper" for base in type(instance).__mro__):
+        if type(state) is not dict:
+            raise RefusedError("a wrapped preprocessor without a state")
+        module, name = state.get("module_name"), state.get("class_name")
+        if (module is not None or name is not None) and f"{module}.{name}" not in _CLASSES:
+            raise RefusedError(f"{module}.{name}", named=True)
 
 
 def _described(thing: Any) -> str:
