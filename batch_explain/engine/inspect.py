@@ -25,6 +25,7 @@ from batch_explain.treeshap.program import make_program
 
 _MOST = 10_000_000  # features
 _CYCLES = 3_000  # a microsecond, of a processor of 3 GHz
+_EITHER = "regression or two classes"
 _BOOSTERS = ("Booster",)
 _COMPILED = "numba.core.serialize."
 
@@ -72,7 +73,8 @@ class Inspection:
     Attributes
     ----------
     place, kind, task : str
-        ``task``: ``classification``, ``regression`` or ``unknown``.
+        ``task``: ``classification``, ``regression``, ``unknown``, or ``regression or two classes`` of an explainer,
+        whose surrogate is a regression in both cases.
     bytes : int
     sha256 : str
     outputs : int or None
@@ -190,6 +192,8 @@ def _of_pickle(skeleton: Skeleton, table_bytes: int) -> dict[str, Any]:
         trees = _surrogate(model, skeleton if isinstance(model, Thing) else None, table_bytes, warnings)
         found["trees"] = trees
         found["task"] = _task(model, found["steps"], found["classes"], trees)
+        if explainer and found["task"] == "regression":
+            found["task"] = _EITHER  # of two classes, the surrogate is a regression of the margin
         found["outputs"] = _outputs(root, trees, found["classes"])
     if any(name.startswith(_COMPILED) for name in skeleton.imports):
         warnings.append(

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-_PLAIN_DTYPE = re.compile(r"[<>=|]?[?biufcOSUVMmBhHIlLqQpPedgFDG]\d{0,9}")
+_PLAIN_DTYPE = re.compile(
+    r"[<>=|]?[?biufcOSUVMmBhHIlLqQpPedgFDG]\d{0,6}"
+)  # numpy 1 lets the size of longer ones overflow
 _METHODS = ("predict", "predict_proba", "decision_function", "transform")
 _CLASS_METHODS = ("azureml.automl.runtime.featurization.data_transformer.DataTransformer._wrap_in_lst",)
 _FACTORIES = (int, float, str, list, dict, set, bool, OrderedDict)
