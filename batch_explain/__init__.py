@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from batch_explain.engine.export import export_bundle
+    from batch_explain.engine.inspect import inspect_artifact
     from batch_explain.engine.runner import explain_dataset
     from batch_explain.engine.status import status as run_status
     from batch_explain.engine.verify import verify as verify_run
@@ -18,6 +19,7 @@ __all__ = [
     "__version__",
     "explain_dataset",
     "export_bundle",
+    "inspect_artifact",
     "load_explainer",
     "open_run",
     "run_status",
@@ -28,6 +30,7 @@ __all__ = [
 _PLACES = {
     "export_bundle": ("batch_explain.engine.export", "export_bundle"),
     "explain_dataset": ("batch_explain.engine.runner", "explain_dataset"),
+    "inspect_artifact": ("batch_explain.engine.inspect", "inspect_artifact"),
     "load_explainer": ("batch_explain.explainers.load", "load_explainer"),
     "open_run": ("batch_explain.results", "open_run"),
     "run_status": ("batch_explain.engine.status", "status"),

@@ -89,6 +89,18 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--max-bad-files", metavar="N", help="Unreadable files that may be left out (default: 0).")
 @click.option("--no-row-values", is_flag=True, default=None, help="Keep rows' own values out of the quarantine.")
 @click.option("--task-timeout", metavar="TIME", help="Longest time for one task, such as 10m (default: none).")
+@click.option(
+    "--trust",
+    metavar="NAME",
+    multiple=True,
+    help="One more class or function that the pickles may use, exactly: my_module.MyTransformer.",
+)
+@click.option(
+    "--sha256",
+    metavar="NAME=HEX",
+    multiple=True,
+    help="What the SHA-256 of the model or the explainer must be: model=…, explainer=….",
+)
 @click.option("--config", metavar="FILE", help="TOML file with any of these options; the command line wins.")
 @_output_options
 def run(config: str | None, **given: Any) -> None:
@@ -116,6 +128,7 @@ def run(config: str | None, **given: Any) -> None:
 @click.option("--feature-map", metavar="FILE", help="As in run.")
 @click.option("--output", metavar="URL", required=True, help="Folder for the bundle; empty or new.")
 @click.option("--overwrite", is_flag=True, help="Replace the bundle in the output.")
+@click.option("--trust", metavar="NAME", multiple=True, help="As in run.")
 def export(explainer: str, output: str, **given: Any) -> None:
     """Write an explainer as a portable bundle.
 
@@ -174,13 +187,16 @@ def demo(folder: str, rows: int, quiet: bool | None, log_format: str | None, **g
 @click.argument("run", metavar="RUN")
 @click.option("--recompute", metavar="N|P%", help="Explain so many random rows again, and compare them: 100 or 0.1%.")
 @click.option("--seed", metavar="N", type=click.IntRange(min=0), help="Chooses these rows (default: others each time).")
+@click.option("--trust", metavar="NAME", multiple=True, help="As in run, for --recompute.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def verify(run: str, recompute: str | None, seed: int | None, as_json: bool) -> None:
+def verify(run: str, recompute: str | None, seed: int | None, trust: tuple[str, ...], as_json: bool) -> None:
     """Check that the folder RUN holds exactly what the run wrote.
 
     Exit codes: 0 all right; 2 no run there; 5 nothing wrong, but not finished; 6 something is wrong.
     """
-    found = _guarded(lambda: batch_explain.verify_run(run, recompute=recompute, seed=seed), _NOTHING_WRITTEN)
+    found = _guarded(
+        lambda: batch_explain.verify_run(run, recompute=recompute, seed=seed, trust=trust), _NOTHING_WRITTEN
+    )
     if as_json:
         click.echo(json.dumps(found.to_json(), ensure_ascii=False))
     else:
@@ -201,6 +217,23 @@ def status(run: str, as_json: bool) -> None:
         click.echo(json.dumps(found.to_json(), ensure_ascii=False))
     else:
         _print_status(found)
+
+
+@cli.command()
+@click.argument("artifact", metavar="ARTIFACT")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def inspect(artifact: str, as_json: bool) -> None:
+    """Tell what a model, an explainer or a LightGBM model text is, without running anything of it.
+
+    Exit codes: 0 it could be read; 2 it could not.
+    """
+    found = _guarded(lambda: batch_explain.inspect_artifact(artifact), _NOTHING_WRITTEN)
+    if as_json:
+        click.echo(json.dumps(found.to_json(), ensure_ascii=False, default=str))
+    else:
+        from batch_explain.engine.inspect_text import describe
+
+        _print_pairs(describe(found))
 
 
 def main() -> None:

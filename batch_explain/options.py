@@ -74,6 +74,10 @@ class RunOptions:
         Keep the rows' own values out of the quarantine.
     task_timeout : float or None
         Seconds that one task may take; None: no limit.
+    trust : tuple of str
+        Names that a pickle may use beside those that genuine models and explainers need: ``package.module.Class``.
+    sha256 : tuple of (str, str)
+        (``model`` or ``explainer``, what the SHA-256 of its file must be).
     overwrite : bool
         Remove the run that is in ``output`` first.
     resume : bool
@@ -107,6 +111,8 @@ class RunOptions:
     max_bad_files: int = 0
     no_row_values: bool = False
     task_timeout: float | None = None
+    trust: tuple[str, ...] = ()
+    sha256: tuple[tuple[str, str], ...] = ()
     overwrite: bool = False
     resume: bool = False
 
@@ -125,6 +131,8 @@ class RunOptions:
                 values[name] = _path(name, values[name])
         values["id_columns"] = _names("id_columns", values.get("id_columns") or ())
         values["columns_map"] = _pairs(values.get("columns_map") or ())
+        values["trust"] = cls.trusted(values.get("trust") or ())
+        values["sha256"] = _fingerprints(values.get("sha256") or ())
         if values.get("outputs") is not None:
             values["outputs"] = _names("outputs", values["outputs"])
         for name in ("workers", "partition_rows", "batch_rows", "limit"):
@@ -184,6 +192,29 @@ class RunOptions:
             return int(rows * float(self.max_bad_rows[:-1]) / 100)
         return int(self.max_bad_rows)
 
+    @staticmethod
+    def trusted(value: Any) -> tuple[str, ...]:
+        """Names that pickles may use, sorted.
+
+        Raises
+        ------
+        OptionError
+            If one is no exact name of a class or function in a module.
+        """
+        names = tuple(sorted(set(_names("trust", value))))
+        for name in names:
+            if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", name):
+                raise OptionError(
+                    f"--trust is '{name}'. Write one exact name, with its module, such as my_module.MyTransformer: "
+                    "there are no patterns."
+                )
+        return names
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """``model``, ``explainer`` -> what the SHA-256 of its file must be, in hexadecimal digits."""
+        return dict(self.sha256)
+
     @property
     def has_processes(self) -> bool:
         """Whether several processes of one machine may run tasks."""
@@ -242,6 +273,23 @@ def _pairs(value: Any) -> tuple[tuple[str, str], ...]:
                 f"--columns-map is {part!r}. Write MODEL=FILE: the column's name in the model, then in the file."
             )
         pairs.append((str(names[0]), str(names[1])))
+    return tuple(pairs)
+
+
+def _fingerprints(value: Any) -> tuple[tuple[str, str], ...]:
+    if isinstance(value, Mapping):
+        value = value.items()
+    pairs = []
+    for part in [value] if isinstance(value, str) or not isinstance(value, Iterable) else value:
+        name, digest = part.partition("=")[::2] if isinstance(part, str) else part
+        if name not in ("model", "explainer") or not re.fullmatch(r"[0-9a-fA-F]{64}", str(digest)):
+            raise OptionError(
+                f"--sha256 is {part!r}. Write model=HEX or explainer=HEX, with the 64 digits that sha256sum prints for "
+                "the file."
+            )
+        pairs.append((name, str(digest).lower()))
+    if repeated := _repeated(name for name, _ in pairs):
+        raise OptionError(f"--sha256 names {_listed(repeated)} twice. Write one for each file.")
     return tuple(pairs)
 
 

@@ -39,6 +39,8 @@ KINDS = [
 
 
 def run_kind(paths: Any, output: Path, **options: Any) -> bx.Run:
+    if "own_predict" in str(paths.model):
+        options["trust"] = "tests.automl_fixtures.learners.ThresholdClassifier"
     return bx.explain_dataset(
         input=paths.raw, model=paths.model, explainer=paths.explainer, output=output, **{"scheduler": "sync", **options}
     )

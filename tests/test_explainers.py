@@ -58,6 +58,7 @@ def test_any_object_with_explain(outputs: int, shape: str, rows: pd.DataFrame, t
     run = bx.explain_dataset(
         input=tmp_path / "rows.parquet",
         explainer=tmp_path / "explainer.pkl",
+        trust="tests.test_explainers.Weighted",
         output=tmp_path / "out",
         scheduler="sync",
         batch_rows=30,
@@ -84,7 +85,10 @@ def test_an_explainer_without_names_needs_a_model(rows: pd.DataFrame, tmp_path: 
     rows.to_parquet(tmp_path / "rows.parquet")
     with pytest.raises(ArtifactError, match="does not name its features"):
         bx.explain_dataset(
-            input=tmp_path / "rows.parquet", explainer=tmp_path / "explainer.pkl", output=tmp_path / "out"
+            input=tmp_path / "rows.parquet",
+            explainer=tmp_path / "explainer.pkl",
+            output=tmp_path / "out",
+            trust="tests.test_explainers.Bare",
         )
 
 
@@ -175,7 +179,11 @@ def test_wide_rows_make_smaller_batches(tmp_path: Path) -> None:
     joblib.dump(explainer, tmp_path / "explainer.pkl")
     frame.to_parquet(tmp_path / "rows.parquet")
     run = bx.explain_dataset(
-        input=tmp_path / "rows.parquet", explainer=tmp_path / "explainer.pkl", output=tmp_path / "out", scheduler="sync"
+        input=tmp_path / "rows.parquet",
+        explainer=tmp_path / "explainer.pkl",
+        output=tmp_path / "out",
+        scheduler="sync",
+        trust="tests.test_explainers.Bare",
     )
     assert any("because the rows are wide" in decision for decision in run.info["decisions"])
     np.testing.assert_array_equal(values_of(run, "engineered", list(frame))[0], matrix * 2)

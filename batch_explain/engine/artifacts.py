@@ -87,6 +87,8 @@ class Artifacts:
         """
         explainer = load_explainer(
             options.explainer,
+            trust=options.trust,
+            sha256=options.fingerprints.get("explainer"),
             table_bytes=options.table_memory,
             make_array=shared_array if options.has_processes else None,
         )
@@ -95,7 +97,7 @@ class Artifacts:
         teacher = None
         if options.model is not None:
             place = Location(options.model)
-            model = load_pickle(place, "model")
+            model = load_pickle(place, "model", options.trust, options.fingerprints.get("model"))
             keep_to_one_thread(model)
             teacher = teacher_of(model, explainer.raw_features, str(place))
         return match(explainer, teacher)

@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from batch_explain.explainers.feature_map import take_feature_map
 from batch_explain.explainers.load import load_explainer
 from batch_explain.explainers.manifest import Manifest
 from batch_explain.explainers.pickles import load_pickle
+from batch_explain.options import RunOptions
 from batch_explain.storage.filesystems import Location
 from batch_explain.teachers.load import teacher_of
 
@@ -54,6 +56,7 @@ def export_bundle(
     model: Any = None,
     feature_map: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    trust: Iterable[str] = (),
 ) -> Exported:
     """Write an explainer as a portable bundle: a folder with no code in it.
 
@@ -70,6 +73,8 @@ def export_bundle(
         Parquet of (raw_feature, engineered_feature, weight), for an explainer that holds no feature map.
     overwrite : bool
         Replace the bundle that is in ``output``.
+    trust : iterable of str
+        Names that the pickles may use beside those on the list, exactly: ``package.module.Class``.
 
     Returns
     -------
@@ -86,14 +91,16 @@ def export_bundle(
     --------
     >>> export_bundle("scoring_explainer.pkl", "bundle/", model="model.pkl")  # doctest: +SKIP
     """
-    loaded = copy.copy(explainer) if isinstance(explainer, Explainer) else load_explainer(explainer)
+    trust = RunOptions.trusted(trust)
+    loaded = copy.copy(explainer) if isinstance(explainer, Explainer) else load_explainer(explainer, trust=trust)
     if feature_map is not None:
         take_feature_map(loaded, os.fspath(feature_map))
     notes = _leave_transformations_out(loaded)
     teacher = None
     if model is not None:
         where = str(Location(os.fspath(model))) if isinstance(model, str | os.PathLike) else "The model"
-        fitted = load_pickle(Location(os.fspath(model)), "model") if isinstance(model, str | os.PathLike) else model
+        is_path = isinstance(model, str | os.PathLike)
+        fitted = load_pickle(Location(os.fspath(model)), "model", trust) if is_path else model
         teacher = teacher_of(fitted, loaded.raw_features, where)
     artifacts = match(loaded, teacher)
     task = loaded.task if teacher is None else teacher.task

@@ -287,6 +287,8 @@ def make_plan(
     readable = [file for file in files if file.problem is None]
     keys = hive_types(readable)
     decisions = [*artifacts.notes]
+    if options.trust:
+        decisions.append(f"trusted in the pickles, beside what is on the list: {', '.join(options.trust)}")
     origin = origin_of(readable) if artifacts.takes_engineered else Origin((), sparse_rows)
     id_columns = options.id_columns or origin.ids
     ids = id_fields(options, id_columns, readable, keys)

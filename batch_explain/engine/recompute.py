@@ -92,7 +92,13 @@ class _Recalculated(PartWriter):
 
 
 def explain_again(
-    output: Location, plan_json: dict[str, Any], receipts: Sequence[Receipt], share: Share, seed: int, report: Report
+    output: Location,
+    plan_json: dict[str, Any],
+    receipts: Sequence[Receipt],
+    share: Share,
+    seed: int,
+    trust: tuple[str, ...],
+    report: Report,
 ) -> Recomputed | None:
     """Explain random rows again and compare them with the stored ones.
 
@@ -106,6 +112,8 @@ def explain_again(
         Of the partitions to take rows from, in their order: their parts are what the run wrote.
     share : Share
     seed : int
+    trust : tuple of str
+        Names that the pickles may use, beside what is on the list.
     report : Report
         Takes what differs, or why it could not be found out.
 
@@ -115,7 +123,7 @@ def explain_again(
         None where no row could be computed.
     """
     chosen = _choose(receipts, share, seed)
-    context = _context(output, plan_json, report) if chosen else None
+    context = _context(output, plan_json, trust, report) if chosen else None
     if chosen and context is None:
         return None
     compared = 0
@@ -155,10 +163,10 @@ def explained_rows(output: Location, partition: Partition, receipt: Receipt) -> 
     return np.setdiff1d(rows, bad.to_numpy())
 
 
-def _context(output: Location, plan_json: dict[str, Any], report: Report) -> Context | None:
+def _context(output: Location, plan_json: dict[str, Any], trust: tuple[str, ...], report: Report) -> Context | None:
     """The run's artifacts, loaded as a worker loads them."""
     try:
-        options = stored_options(plan_json, output)
+        options = replace(stored_options(plan_json, output), trust=trust)
         plan = Plan.from_json(plan_json, options)
         found = artifact_digests(options)
         if changed := [name for name, digest in plan.artifacts.items() if found.get(name) != digest]:

@@ -7,6 +7,7 @@ from batch_explain.engine.plan import Plan, changed_versions, read_plan_json
 from batch_explain.engine.quarantine import QUARANTINE
 from batch_explain.engine.schema import some_of
 from batch_explain.errors import OptionError
+from batch_explain.options import RunOptions
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.receipts import (
     PARTIALS_FOLDER,
@@ -20,7 +21,7 @@ from batch_explain.storage.receipts import (
 # Places are compared by what is in them; how, where and how patiently the work is done changes no result.
 _FREE = {
     "input", "output", "model", "explainer", "feature_map", "overwrite", "resume", "scheduler", "workers",
-    "task_timeout", "memory_limit", "max_bad_rows", "max_bad_files",
+    "task_timeout", "memory_limit", "max_bad_rows", "max_bad_files", "sha256",
 }  # fmt: skip
 
 
@@ -81,9 +82,11 @@ def finished(plan: Plan) -> list[Receipt]:
 def _changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     was, given = before["options"], now["options"]
     return [
-        f"--{name.replace('_', '-')} was {_shown(was.get(name))} and is {_shown(given[name])}"
+        f"--{name.replace('_', '-')} was {_shown(before)} and is {_shown(given[name])}"
         for name in given
-        if name not in _FREE and _plain(was.get(name)) != _plain(given[name])
+        if name not in _FREE
+        # an earlier version of this program did not know all options: it ran with their defaults
+        and (before := _plain(was.get(name, getattr(RunOptions, name, None)))) != _plain(given[name])
     ]
 
 

@@ -23,6 +23,7 @@ from batch_explain.engine.plan import Partition, Plan
 from batch_explain.engine.quarantine import QUARANTINE
 from batch_explain.engine.recompute import Recomputed, Share, explain_again, stored_options
 from batch_explain.errors import BatchExplainError, IntegrityError, InterruptedRunError, OptionError, mask_secrets
+from batch_explain.options import RunOptions
 from batch_explain.results import is_finished
 from batch_explain.storage.atomic import FileRecord, json_bytes, sha256_of
 from batch_explain.storage.attempts import ATTEMPTS_FOLDER
@@ -114,7 +115,11 @@ class Verification:
 
 
 def verify(
-    path: str | os.PathLike[str], *, recompute: str | int | None = None, seed: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    recompute: str | int | None = None,
+    seed: int | None = None,
+    trust: Iterable[str] = (),
 ) -> Verification:
     """Check a run's folder against what the run recorded, and some of its values against the model itself.
 
@@ -130,6 +135,9 @@ def verify(
         needs the input and the artifacts in the places where the run read them.
     seed : int, optional
         Chooses the rows; another one each time if left out.
+    trust : iterable of str
+        Names that the model's and explainer's pickles may use, as in the run. Those that the folder records are not
+        believed: who wrote the folder could have written any.
 
     Returns
     -------
@@ -156,7 +164,9 @@ def verify(
     recomputed = None
     if share is not None and checker.plan is not None:
         seed = secrets.randbelow(2**32) if seed is None else seed
-        recomputed = explain_again(output, checker.plan_json, checker.sound_receipts, share, seed, checker.report)
+        recomputed = explain_again(
+            output, checker.plan_json, checker.sound_receipts, share, seed, RunOptions.trusted(trust), checker.report
+        )
     return Verification(
         output=str(output),
         finished=checker.finished,

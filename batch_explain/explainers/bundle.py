@@ -132,7 +132,7 @@ def write_bundle(place: Location, files: Mapping[str, bytes], *, overwrite: bool
         ) from error
 
 
-def read_bundle(place: Location, tables: Mapping[str, Any]) -> Explainer:
+def read_bundle(place: Location, tables: Mapping[str, Any], sha256: str | None = None) -> Explainer:
     """Open a bundle, and prove that it gives what it gave where it was made.
 
     Parameters
@@ -141,6 +141,8 @@ def read_bundle(place: Location, tables: Mapping[str, Any]) -> Explainer:
         Its folder.
     tables : mapping
         ``table_bytes`` and ``make_array``: see :class:`batch_explain.explainers.tree.TreeExplainer`.
+    sha256 : str, optional
+        What the SHA-256 of ``bundle.json`` must be.
 
     Raises
     ------
@@ -157,7 +159,13 @@ def read_bundle(place: Location, tables: Mapping[str, Any]) -> Explainer:
     except OSError as error:
         raise _unreadable(place, error) from error
     try:
-        manifest = Manifest.from_bytes(_read(place, MANIFEST, MAX_MANIFEST_BYTES))
+        content = _read(place, MANIFEST, MAX_MANIFEST_BYTES)
+        if sha256 is not None and (found := hashlib.sha256(content).hexdigest()) != sha256:
+            raise ArtifactError(
+                f"its {MANIFEST} has the SHA-256 {found}, and --sha256 says {sha256}. It is another bundle, or it was "
+                "changed: get the right one, or mend --sha256."
+            )
+        manifest = Manifest.from_bytes(content)
         files = {name: _read_recorded(place, file) for name, file in manifest.files.items()}
         return open_files(files, manifest, tables)
     except ArtifactError as error:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from batch_explain.explainers.base import Explainer, combine_maps
 from batch_explain.explainers.bundle import read_bundle
 from batch_explain.explainers.linear import LinearExplainer
 from batch_explain.explainers.opaque import OpaqueExplainer
-from batch_explain.explainers.pickles import load_pickle
+from batch_explain.explainers.pickles import open_pickle, read_artifact
 from batch_explain.explainers.tree import TreeExplainer
 from batch_explain.storage.filesystems import Location
 from batch_explain.teachers.threads import keep_to_one_thread
@@ -22,7 +22,12 @@ _MODEL_TEXT = (b"tree\n", b"tree\r\n")
 
 
 def load_explainer(
-    source: Any, *, table_bytes: int = DEFAULT_TABLE_BYTES, make_array: MakeArray | None = None
+    source: Any,
+    *,
+    trust: Iterable[str] = (),
+    sha256: str | None = None,
+    table_bytes: int = DEFAULT_TABLE_BYTES,
+    make_array: MakeArray | None = None,
 ) -> Explainer:
     """Load an explainer.
 
@@ -30,6 +35,10 @@ def load_explainer(
     ----------
     source : str, path, lightgbm.Booster, lightgbm.LGBMModel, or scoring explainer
         A path or URL names a ``scoring_explainer.pkl``, a bundle's folder, or a LightGBM model text file.
+    trust : iterable of str
+        Names that a pickle may use beside those that genuine explainers need, exactly: ``package.module.Class``.
+    sha256 : str, optional
+        What the file's SHA-256 must be; a bundle's is that of its ``bundle.json``.
     table_bytes : int
         Bound on the memory of TreeSHAP's tables.
     make_array : callable, optional
@@ -43,7 +52,7 @@ def load_explainer(
     Raises
     ------
     ArtifactError
-        If there is no explainer in it.
+        If there is no explainer in it, or the pickle asks for anything else than an explainer needs.
 
     Examples
     --------
@@ -55,20 +64,31 @@ def load_explainer(
     place = Location(os.fspath(source))
     try:
         if place.fs.isdir(place.path):
-            return read_bundle(place, tables)
-        with place.open() as stream:
-            beginning = stream.read(6)
+            return read_bundle(place, tables, sha256)
     except OSError as error:
         raise ArtifactError(f"There is no readable explainer at {place}: {error}. Check the path.") from error
-    if beginning.startswith(_MODEL_TEXT):
+    data = read_artifact(place, "explainer", sha256)
+    if is_model_text(data):
         with _named(str(place)):
-            return TreeExplainer(_text_of(place), **tables)
-    return _from_object(load_pickle(place, "explainer"), str(place), tables)
+            return TreeExplainer(model_text(data), **tables)
+    return _from_object(open_pickle(data, place, "explainer", trust), str(place), tables)
 
 
-def _text_of(place: Location) -> str:
+def is_model_text(data: bytes) -> bool:
+    """Whether a file is a LightGBM model text."""
+    return data.startswith(_MODEL_TEXT)
+
+
+def model_text(data: bytes) -> str:
+    """The text of such a file.
+
+    Raises
+    ------
+    ArtifactError
+        If it is not UTF-8.
+    """
     try:
-        return place.read_bytes().decode("utf-8").replace("\r\n", "\n")
+        return data.decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise ArtifactError(
             f"The LightGBM model text cannot be read: {error}. Write it again with Booster.save_model."

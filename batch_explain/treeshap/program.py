@@ -50,6 +50,8 @@ class Program:
         Size of the tables.
     groups, direct, look_ups : int
         Numbers of groups, of direct ones among them, and of quads of features that are looked up for each row.
+    cycles : float
+        What a row costs by the cost model, in processor cycles.
     """
 
     arrays: dict[str, Any]
@@ -57,6 +59,7 @@ class Program:
     groups: int
     direct: int
     look_ups: int
+    cycles: float
 
 
 def make_program(ensemble: Ensemble, *, max_doubles: int) -> Program:
@@ -98,7 +101,14 @@ def make_program(ensemble: Ensemble, *, max_doubles: int) -> Program:
     quads = -(-np.diff(arrays["first_slot"]) // LANES)
     by_group = np.add.reduceat(np.append(quads, 0), arrays["first_part"][:-1]) if layout.groups else np.zeros(1)
     arrays["most_quads"] = int(by_group[arrays["terms"] != DIRECT].max(initial=0)) if layout.groups else 0
-    return Program(arrays, layout.doubles, layout.groups, int((arrays["terms"] == DIRECT).sum()), int(quads.sum()))
+    return Program(
+        arrays,
+        layout.doubles,
+        layout.groups,
+        direct=int((arrays["terms"] == DIRECT).sum()),
+        look_ups=int(quads.sum()),
+        cycles=sum(chosen.form.cost for tree in trees for chosen in tree),
+    )
 
 
 def _runs(tree: list[Chosen]) -> list[list[Chosen]]:
