@@ -83,7 +83,16 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--resume", is_flag=True, default=None, help="Continue the run that was stopped in the output.")
 @click.option("--max-bad-rows", metavar="N|P%", help="Rows that may be left out, put into quarantine (default: 0).")
 @click.option("--max-bad-files", metavar="N", help="Unreadable files that may be left out (default: 0).")
-@click.option("--no-row-values", is_flag=True, default=None, help="Keep rows' own values out of the quarantine.")
+@click.option(
+    "--cohort",
+    multiple=True,
+    metavar="COLUMN",
+    help="Summarise by this column too (repeatable): COLUMN, COLUMN:18,30,50 or COLUMN@4 (quartiles).",
+)
+@click.option("--sample-rows", metavar="N", help="Rows kept for plots (default: 2000; 0: none).")
+@click.option(
+    "--no-row-values", is_flag=True, default=None, help="Keep rows' own values out of the quarantine and the sample."
+)
 @click.option("--task-timeout", metavar="TIME", help="Longest time for one task, such as 10m (default: none).")
 @click.option("--config", metavar="FILE", help="TOML file with any of these options; the command line wins.")
 @_output_options
