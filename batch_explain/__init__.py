@@ -8,11 +8,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from batch_explain.engine.runner import explain_dataset
     from batch_explain.engine.status import status as run_status
+    from batch_explain.engine.summarize import summarize as summarize_run
     from batch_explain.engine.verify import verify as verify_run
     from batch_explain.explainers.load import load_explainer
     from batch_explain.results import Run, open_run
 
-__all__ = ["Run", "__version__", "explain_dataset", "load_explainer", "open_run", "run_status", "verify_run"]
+__all__ = [
+    "Run", "__version__", "explain_dataset", "load_explainer", "open_run", "run_status", "summarize_run", "verify_run",
+]  # fmt: skip
 
 # resolved at first use, so that 'batch-explain --help' imports nothing heavy
 _PLACES = {
@@ -20,6 +23,7 @@ _PLACES = {
     "load_explainer": ("batch_explain.explainers.load", "load_explainer"),
     "open_run": ("batch_explain.results", "open_run"),
     "run_status": ("batch_explain.engine.status", "status"),
+    "summarize_run": ("batch_explain.engine.summarize", "summarize"),
     "verify_run": ("batch_explain.engine.verify", "verify"),
     "Run": ("batch_explain.results", "Run"),
 }

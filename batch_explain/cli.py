@@ -29,6 +29,7 @@ _STOPPED = (
     "--overwrite."
 )
 _NOTHING_WRITTEN = "Stopped. Nothing was written: ask again at any time."
+_ASK_AGAIN = "Stopped. The run is as it was: choose another --output and ask again."
 _SHOWN_PROBLEMS = 50
 _TRACEBACK_VARIABLE = "BATCH_EXPLAIN_TRACEBACK"
 
@@ -184,6 +185,25 @@ def status(run: str, as_json: bool) -> None:
         click.echo(json.dumps(found.to_json(), ensure_ascii=False))
     else:
         _print_status(found)
+
+
+@cli.command()
+@click.argument("run", metavar="RUN")
+@click.option("--cohort", multiple=True, required=True, metavar="COLUMN", help="As in run (repeatable).")
+@click.option("--output", required=True, metavar="URL", help="Folder for the summaries; empty or new, outside RUN.")
+@click.option("--quiet", is_flag=True, help="Show errors only.")
+def summarize(run: str, cohort: tuple[str, ...], output: str, quiet: bool) -> None:
+    """Summarise the finished run RUN by cohorts that it did not have; nothing is explained again.
+
+    Columns that are not among the run's ids are read from its input, which must be there and unchanged.
+    """
+    found = _guarded(lambda: batch_explain.summarize_run(run, cohort=list(cohort), output=output), _ASK_AGAIN)
+    if not quiet:
+        groups = (
+            found[["cohort", "group", "count"]].drop_duplicates(["cohort", "group"]).fillna({"group": "(no value)"})
+        )
+        pairs = [(f"{name}: {label}", f"{rows:,} rows") for name, label, rows in groups.itertuples(index=False)]
+        _print_pairs([*pairs, ("results", output)])
 
 
 def main() -> None:

@@ -138,7 +138,7 @@ class RunOptions:
                 values[name] = _whole(name, values[name])
             elif name in ("partition_rows", "batch_rows"):
                 values.pop(name, None)
-        values["cohort"] = _texts("cohort", values.get("cohort") or ())
+        values["cohort"] = as_texts("cohort", values.get("cohort") or ())
         if values.get("sample_rows") is None:
             values.pop("sample_rows", None)
         else:
@@ -244,8 +244,8 @@ def _names(name: str, value: Any) -> tuple[str, ...]:
     return names
 
 
-def _texts(name: str, value: Any) -> tuple[str, ...]:
-    """One text, or several; not cut at commas."""
+def as_texts(name: str, value: Any) -> tuple[str, ...]:
+    """One text, or several; not cut at commas. Raises OptionError."""
     texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (None,)
     if not all(isinstance(text, str) and text for text in texts):
         raise OptionError(f"--{name} is {value!r}. Write a text, or several in a list.")

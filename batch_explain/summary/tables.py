@@ -177,6 +177,6 @@ def _schema(columns: Iterable[str]) -> pa.Schema:
 
 _COHORT_SCHEMA = _schema([
     "cohort", "group", "output", "level", "feature", "rank", "count", "mean_abs", "mean", "std", "min", "max",
-    "share_positive", *(f"p{percent:02d}" for percent in PERCENTS), 
+    "share_positive", *(f"p{percent:02d}" for percent in PERCENTS),
     *(f"abs_p{percent:02d}" for percent in ABSOLUTE_PERCENTS),
 ])  # fmt: skip
