@@ -47,7 +47,7 @@ def explain(small: Small, rows: Path, output: Path, **options: Any) -> bx.Run:
 
 @pytest.fixture(scope="module")
 def run(small: Small, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> bx.Run:
-    return explain(small, rows, tmp_path_factory.mktemp("run") / "out", id_columns=["customer_id", "job", "visits"])
+    return explain(small, rows, tmp_path_factory.mktemp("run") / "out", id_columns=["customer_id", "visits"])
 
 
 def groups_of(frame: pd.DataFrame, prediction: pd.Series) -> dict[str, pd.Series]:
@@ -78,7 +78,7 @@ def test_cohorts_are_pandas_on_the_full_tables(run: bx.Run, rows: Path) -> None:
     cohorts = run.cohorts()
     assert set(cohorts.cohort) == set(expected_groups)
     for level in ("engineered", "raw"):
-        table = frame_of(run, level).drop(columns=["customer_id", "job", "visits"])
+        table = frame_of(run, level).drop(columns=["customer_id", "visits"])
         table = table.drop(columns=run.info["features"]["identically_zero"], errors="ignore")
         assert (table != 0).any(axis=None)
         for name, group in expected_groups.items():
@@ -115,7 +115,7 @@ def test_cohorts_are_pandas_on_the_full_tables(run: bx.Run, rows: Path) -> None:
 def test_the_bytes_do_not_depend_on_who_did_what_when(
     scheduler: str, run: bx.Run, small: Small, rows: Path, tmp_path: Path
 ) -> None:
-    explain(small, rows, tmp_path / "out", scheduler=scheduler, workers=2, id_columns=["customer_id", "job", "visits"])
+    explain(small, rows, tmp_path / "out", scheduler=scheduler, workers=2, id_columns=["customer_id", "visits"])
     expected = digests(Path(run.location.path))
     assert {"summary/cohorts.parquet", "summary/sample.parquet", "summary/analysis.json"} <= set(expected)
     assert digests(tmp_path / "out") == expected
@@ -178,7 +178,7 @@ def test_edited_summaries_are_found(run: bx.Run, tmp_path: Path) -> None:
 def test_analysis_json_is_clarifys(run: bx.Run) -> None:
     found = json.loads((Path(run.location.path) / "summary/analysis.json").read_bytes())
     label = found["explanations"]["kernel_shap"]["label0"]
-    raw = frame_of(run, "raw").drop(columns=["customer_id", "job", "visits"], errors="ignore")
+    raw = frame_of(run, "raw").drop(columns=["customer_id", "visits"], errors="ignore")
     assert label["global_shap_values"] == pytest.approx(run.summary("raw").set_index("feature").mean_abs.to_dict())
     assert label["global_shap_values"]["age"] == pytest.approx(raw["age"].abs().mean(), abs=1e-12)
     assert label["expected_value"] == run.info["expected_values"][0]
