@@ -83,7 +83,7 @@ def test_cohorts_are_pandas_on_the_full_tables(run: bx.Run, rows: Path) -> None:
         assert (table != 0).any(axis=None)
         for name, group in expected_groups.items():
             here = cohorts[(cohorts.cohort == name) & (cohorts.level == level)]
-            labels = list(dict.fromkeys(here.group.where(here.group.notna(), None)))
+            labels = list(dict.fromkeys(None if pd.isna(label) else label for label in here.group))
             if name in ("score", "balance"):  # the groups of numbers stand in rising order, no value last
                 group = group.map(dict(enumerate(label for label in labels if label is not None)))
             assert {label for label in labels if label is not None} == set(group.dropna())

@@ -86,10 +86,10 @@ def summarize(
     target = _free(Location(os.fspath(output)), run)
     work, decisions = _plan(run, asked)
     with ThreadPoolExecutor(cores()) as pool:
-        statistics = Statistics.empty(work.layout)
+        total = Tally(work.layout, whole_run=True)
         for found in pool.map(lambda partition: _of_partition(work, partition), work.plan.partitions):
-            statistics = statistics.merge(found)
-    table = _table(work, statistics)
+            total.add_statistics(found)
+    table = _table(work, total.statistics())
     try:
         files = [
             write_table(target, "cohorts.parquet", table),

@@ -2,7 +2,9 @@
 
 import hashlib
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +17,9 @@ from batch_explain.storage.tables import write_table
 from batch_explain.summary.moments import Moments
 from batch_explain.summary.quantiles import Buckets
 from batch_explain.summary.sample import Sampling
-from batch_explain.summary.tally import Layout, Statistics
+from batch_explain.summary.tally import Layout, Statistics, Tally
+
+_READ_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -95,14 +99,16 @@ def merge_partials(
     IntegrityError
         If a partial summary is not the file that its receipt names.
     """
-    statistics = Statistics.empty(layout)
+    total = Tally(layout, whole_run=True)
     candidates = []
-    for receipt in receipts:
-        partial = read_partial(output, receipt)
-        statistics = statistics.merge(partial.statistics)
-        if partial.sample is not None:
-            candidates.append(partial.sample)
-    return statistics, sampling.smallest(candidates)
+    left = iter(receipts)
+    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+        while some := list(islice(left, _READ_AT_ONCE)):
+            for partial in pool.map(lambda receipt: read_partial(output, receipt), some):
+                total.add_statistics(partial.statistics)
+                if partial.sample is not None:
+                    candidates.append(partial.sample)
+    return total.statistics(), sampling.smallest(candidates)
 
 
 def _bytes(table: pa.Table, **options: object) -> bytes:

@@ -105,17 +105,20 @@ class Counter(Protocol):
         From ``starts[i]`` on they belong to the series ``first + n * groups[i] + 0 … n - 1``.
         """
 
+    def add_counts(self, codes: np.ndarray, counts: np.ndarray) -> None:
+        """Add what :meth:`sparse` gave."""
+
     def sparse(self) -> tuple[np.ndarray, np.ndarray]:
         """Codes and counts as :class:`Buckets` has them."""
 
 
-def counter(series: int) -> Counter:
-    """Count so many series; at most 2^32 - 1 values of each."""
+def counter(series: int, *, wide: bool = False) -> Counter:
+    """Count so many series; at most 2^32 - 1 values of each, or 2^63 - 1 (``wide``), in twice the memory."""
     try:
         from batch_explain.summary import _buckets
     except ImportError:  # where the compiled module cannot be used
         return NumpyCounter(series)
-    return _buckets.Counter(series)
+    return (_buckets.WideCounter if wide else _buckets.Counter)(series)
 
 
 class NumpyCounter:
@@ -135,7 +138,11 @@ class NumpyCounter:
         key = np.clip(key, -1, _ZERO - 1) + 1
         place = _ZERO + np.where(bits < 0, -key, key)
         codes, counts = np.unique(series << PLACE_BITS | place, return_counts=True)
-        self._found = self._found.merge(Buckets(codes, counts.astype(np.int64)))
+        self.add_counts(codes, counts.astype(np.int64))
+
+    def add_counts(self, codes: np.ndarray, counts: np.ndarray) -> None:
+        """Add counts; see :class:`Counter`."""
+        self._found = self._found.merge(Buckets(codes, counts))
 
     def sparse(self) -> tuple[np.ndarray, np.ndarray]:
         """Codes and counts."""

@@ -106,13 +106,20 @@ class Tally:
     Parameters
     ----------
     layout : Layout
+    whole_run : bool
+        Whether there may be more than 2^32 rows.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, *, whole_run: bool = False) -> None:
         self._layout = layout
         self._moments = Moments.empty(layout.series)
         counted = [block.stop for block in layout.blocks if block.quantiles]
-        self._counter = counter(max(counted, default=0))
+        self._counter = counter(max(counted, default=0), wide=whole_run)
+
+    def add_statistics(self, other: Statistics) -> None:
+        """Add what another tally found."""
+        self._moments = self._moments.merge(other.moments)
+        self._counter.add_counts(other.buckets.codes, other.buckets.counts)
 
     def add(self, values: Mapping[str, np.ndarray], codes: Mapping[str, np.ndarray]) -> None:
         """Add a batch.

@@ -26,6 +26,7 @@ static_assert(2 * TOP + 1 <= 1 << PLACE_BITS);
 using Values = nb::ndarray<const double, nb::ndim<2>, nb::device::cpu>;
 using Numbers = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
+template <class Count>
 class Counter {
  public:
   explicit Counter(int64_t series) : series_(series), page_of_(series * 2 * OCTAVES, 0), zeros_(series, 0), counters_(IN_OCTAVE, 0) {}
@@ -48,12 +49,27 @@ class Counter {
       }
   }
 
+  // what sparse() gave
+  void add_counts(const Numbers &codes, const Numbers &counts) {
+    const int64_t n = (int64_t)codes.shape(0);
+    if ((int64_t)counts.shape(0) != n) throw std::invalid_argument("a count for each code");
+    nb::gil_scoped_release release;
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t code = codes.data()[i], series = code >> PLACE_BITS;
+      const int64_t offset = (code & ((1 << PLACE_BITS) - 1)) - (int64_t)TOP;
+      const uint64_t place = offset < 0 ? -offset - 1 : offset - 1;
+      if (series < 0 || series >= series_ || (offset && place >= TOP)) throw std::invalid_argument("no such bucket");
+      Count &counter = offset ? counter_of(series, offset < 0, place) : zeros_[series];
+      counter += (Count)counts.data()[i];
+    }
+  }
+
   // (codes, counts) of all buckets that are not empty, sorted
   nb::tuple sparse() const {
     std::vector<int64_t> codes, counts;
     for (int64_t s = 0; s < series_; ++s) {
-      auto put = [&](int64_t place, uint32_t n) {
-        if (n) codes.push_back(s << PLACE_BITS | place), counts.push_back(n);
+      auto put = [&](int64_t place, Count n) {
+        if (n) codes.push_back(s << PLACE_BITS | place), counts.push_back((int64_t)n);
       };
       const uint32_t *page_of = page_of_.data() + s * 2 * OCTAVES;
       for (int64_t octave = OCTAVES - 1; octave >= 0; --octave)
@@ -72,12 +88,21 @@ class Counter {
  private:
   int64_t series_;
   std::vector<uint32_t> page_of_;  // (series, sign, octave); 0: none yet
-  std::vector<uint32_t> zeros_;
-  std::vector<uint32_t> counters_;  // page by page
+  std::vector<Count> zeros_;
+  std::vector<Count> counters_;  // page by page
+
+  Count &counter_of(int64_t series, bool negative, uint64_t place) {
+    uint32_t &page = page_of_[(series * 2 + negative) * OCTAVES + place / IN_OCTAVE];
+    if (!page) {
+      page = (uint32_t)(counters_.size() / IN_OCTAVE);
+      counters_.resize(counters_.size() + IN_OCTAVE);
+    }
+    return counters_[(size_t)page * IN_OCTAVE + place % IN_OCTAVE];
+  }
 
   void count(const double *value, const double *end, int64_t series) {
     uint32_t *page_of = page_of_.data() + series * 2 * OCTAVES;
-    uint32_t *counters = counters_.data();
+    Count *counters = counters_.data();
     for (; value < end; ++value) {
       uint64_t bits;
       std::memcpy(&bits, value, sizeof bits);
@@ -89,10 +114,9 @@ class Counter {
         }
         place = TOP - 1;
       }
-      uint32_t &page = page_of[(bits >> 63) * OCTAVES + place / IN_OCTAVE];
+      const uint32_t &page = page_of[(bits >> 63) * OCTAVES + place / IN_OCTAVE];
       if (!page) {
-        page = (uint32_t)(counters_.size() / IN_OCTAVE);
-        counters_.resize(counters_.size() + IN_OCTAVE);
+        counter_of(series, bits >> 63, place);
         counters = counters_.data();
       }
       ++counters[(size_t)page * IN_OCTAVE + place % IN_OCTAVE];
@@ -112,12 +136,20 @@ class Counter {
   }
 };
 
+template <class Count>
+void define(nb::module_ &m, const char *name) {
+  using Self = Counter<Count>;
+  nb::class_<Self>(m, name)
+      .def(nb::init<int64_t>(), nb::arg("series"))
+      .def("add", &Self::add, nb::arg("values"), nb::arg("first"), nb::arg("groups"), nb::arg("starts"))
+      .def("add_counts", &Self::add_counts, nb::arg("codes"), nb::arg("counts"))
+      .def("sparse", &Self::sparse);
+}
+
 }  // namespace
 
 NB_MODULE(_buckets, m) {
   m.doc() = "Counts of values in logarithmic buckets; see batch_explain.summary.quantiles.";
-  nb::class_<Counter>(m, "Counter")
-      .def(nb::init<int64_t>(), nb::arg("series"))
-      .def("add", &Counter::add, nb::arg("values"), nb::arg("first"), nb::arg("groups"), nb::arg("starts"))
-      .def("sparse", &Counter::sparse);
+  define<uint32_t>(m, "Counter");     // of a partition's values
+  define<uint64_t>(m, "WideCounter");  // of a run's
 }
