@@ -42,7 +42,7 @@ def test_the_sample_is_rows_of_the_tables_however_they_are_cut(small: Small, tmp
             columns=lambda name, level=level: name.removeprefix(f"{level}.")
         )
         assert set(table) - set(mine) == set(one.info["features"]["identically_zero"]) & set(table)
-        assert (mine != 0).any(axis=None)
+        assert (mine != 0).to_numpy().any()
         np.testing.assert_array_equal(mine.to_numpy(), table[list(mine)].to_numpy())
     predictions = frame_of(one, "predictions").set_index("customer_id").loc[sample.customer_id]
     np.testing.assert_array_equal(sample[list(predictions)].to_numpy(), predictions.to_numpy())

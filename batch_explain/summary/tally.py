@@ -132,7 +132,10 @@ class Tally:
             Cohort's name -> number of each row's group.
         """
         found = []
-        flat = {level: array.reshape(array.shape[0] * array.shape[1], array.shape[2]) for level, array in values.items()}
+        flat = {
+            level: np.ascontiguousarray(array).reshape(array.shape[0] * array.shape[1], array.shape[2])
+            for level, array in values.items()
+        }
         for cohort, blocks in _by_cohort(self._layout.blocks):
             groups = starts = _ALL
             ordered = flat

@@ -34,7 +34,7 @@ class Counter {
   // values (n, row), their rows sorted by group: from starts[i] on they are of the series first + n * groups[i] + 0 … n - 1
   void add(const Values &values, int64_t first, const Numbers &groups, const Numbers &starts) {
     const int64_t n = (int64_t)values.shape(0), rows = (int64_t)values.shape(1), segments = (int64_t)groups.shape(0);
-    if (rows && values.stride(1) != 1) throw std::invalid_argument("rows must be contiguous");
+    if (rows > 1 && values.stride(1) != 1) throw std::invalid_argument("rows must be contiguous");
     if ((int64_t)starts.shape(0) != segments) throw std::invalid_argument("a start for each group");
     for (int64_t i = 0; i < segments; ++i) {
       const int64_t group = groups.data()[i], start = starts.data()[i], stop = end_of(starts, i, rows);
