@@ -391,6 +391,6 @@ def test_a_run_of_another_format_is_not_gone_on_with(job: Job) -> None:
     plan = json.loads((output / "_run/plan.json").read_bytes())
     (output / "_run/plan.json").write_text(json.dumps({**plan, "version": plan["version"] - 1}))
     before = digests(output)
-    with pytest.raises(OptionError, match="format version.*start anew with --overwrite"):
+    with pytest.raises(OptionError, match=r"format version.*start anew with --overwrite"):
         job.run(output, resume=True)
     assert digests(output) == before
