@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from batch_explain.engine.inspect import inspect_artifact
     from batch_explain.engine.runner import explain_dataset
     from batch_explain.engine.status import status as run_status
+    from batch_explain.engine.summarize import summarize as summarize_run
     from batch_explain.engine.verify import verify as verify_run
     from batch_explain.explainers.load import load_explainer
     from batch_explain.results import Run, open_run
@@ -23,6 +24,7 @@ __all__ = [
     "load_explainer",
     "open_run",
     "run_status",
+    "summarize_run",
     "verify_run",
 ]
 
@@ -34,6 +36,7 @@ _PLACES = {
     "load_explainer": ("batch_explain.explainers.load", "load_explainer"),
     "open_run": ("batch_explain.results", "open_run"),
     "run_status": ("batch_explain.engine.status", "status"),
+    "summarize_run": ("batch_explain.engine.summarize", "summarize"),
     "verify_run": ("batch_explain.engine.verify", "verify"),
     "Run": ("batch_explain.results", "Run"),
 }

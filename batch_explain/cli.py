@@ -29,6 +29,7 @@ _STOPPED = (
     "--overwrite."
 )
 _NOTHING_WRITTEN = "Stopped. Nothing was written: ask again at any time."
+_ASK_AGAIN = "Stopped. The run is as it was: choose another --output and ask again."
 _SHOWN_PROBLEMS = 50
 _TRACEBACK_VARIABLE = "BATCH_EXPLAIN_TRACEBACK"
 
@@ -87,7 +88,16 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--resume", is_flag=True, default=None, help="Continue the run that was stopped in the output.")
 @click.option("--max-bad-rows", metavar="N|P%", help="Rows that may be left out, put into quarantine (default: 0).")
 @click.option("--max-bad-files", metavar="N", help="Unreadable files that may be left out (default: 0).")
-@click.option("--no-row-values", is_flag=True, default=None, help="Keep rows' own values out of the quarantine.")
+@click.option(
+    "--cohort",
+    multiple=True,
+    metavar="COLUMN",
+    help="Summarise by this column too (repeatable): COLUMN, COLUMN:18,30,50 or COLUMN@4 (quartiles).",
+)
+@click.option("--sample-rows", metavar="N", help="Rows kept for plots (default: 2000; 0: none).")
+@click.option(
+    "--no-row-values", is_flag=True, default=None, help="Keep rows' own values out of the quarantine and the sample."
+)
 @click.option("--task-timeout", metavar="TIME", help="Longest time for one task, such as 10m (default: none).")
 @click.option(
     "--trust",
@@ -234,6 +244,25 @@ def inspect(artifact: str, as_json: bool) -> None:
         from batch_explain.engine.inspect_text import describe
 
         _print_pairs(describe(found))
+
+
+@cli.command()
+@click.argument("run", metavar="RUN")
+@click.option("--cohort", multiple=True, required=True, metavar="COLUMN", help="As in run (repeatable).")
+@click.option("--output", required=True, metavar="URL", help="Folder for the summaries; empty or new, outside RUN.")
+@click.option("--quiet", is_flag=True, help="Show errors only.")
+def summarize(run: str, cohort: tuple[str, ...], output: str, quiet: bool) -> None:
+    """Summarise the finished run RUN by cohorts that it did not have; nothing is explained again.
+
+    Columns that are not among the run's ids are read from its input, which must be there and unchanged.
+    """
+    found = _guarded(lambda: batch_explain.summarize_run(run, cohort=list(cohort), output=output), _ASK_AGAIN)
+    if not quiet:
+        groups = (
+            found[["cohort", "group", "count"]].drop_duplicates(["cohort", "group"]).fillna({"group": "(no value)"})
+        )
+        pairs = [(f"{name}: {label}", f"{rows:,} rows") for name, label, rows in groups.itertuples(index=False)]
+        _print_pairs([*pairs, ("results", output)])
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ SCHEDULERS = ("processes", "threads", "sync")
 
 DEFAULT_PARTITION_ROWS = 100_000
 DEFAULT_BATCH_ROWS = 10_000
+DEFAULT_SAMPLE_ROWS = 2_000
 DEFAULT_TABLE_MEMORY = 400_000_000  # bytes
 
 _UNITS = {"": 1, "B": 1, **{f"{p}B": 1000 ** (i + 1) for i, p in enumerate("KMGT")}} | {
@@ -70,8 +71,13 @@ class RunOptions:
         ``0.1%`` of the planned rows. ``0``: the first one ends the run.
     max_bad_files : int
         How many files may be left out because they cannot be read.
+    cohort : tuple of str
+        Columns by whose values rows are summarised apart, each as ``COLUMN``, ``COLUMN:18,30,50`` (cut at these edges)
+        or ``COLUMN@4`` (cut at quartiles).
+    sample_rows : int
+        Rows that are kept for plots, with their values and importances; 0: none.
     no_row_values : bool
-        Keep the rows' own values out of the quarantine.
+        Keep the rows' own values out of the quarantine and the sample. Labels of cohorts are not rows' values.
     task_timeout : float or None
         Seconds that one task may take; None: no limit.
     trust : tuple of str
@@ -109,6 +115,8 @@ class RunOptions:
     compression: str = "snappy"
     max_bad_rows: str = "0"
     max_bad_files: int = 0
+    cohort: tuple[str, ...] = ()
+    sample_rows: int = DEFAULT_SAMPLE_ROWS
     no_row_values: bool = False
     task_timeout: float | None = None
     trust: tuple[str, ...] = ()
@@ -140,6 +148,11 @@ class RunOptions:
                 values[name] = _whole(name, values[name])
             elif name in ("partition_rows", "batch_rows"):
                 values.pop(name, None)
+        values["cohort"] = as_texts("cohort", values.get("cohort") or ())
+        if values.get("sample_rows") is None:
+            values.pop("sample_rows", None)
+        else:
+            values["sample_rows"] = _whole("sample_rows", values["sample_rows"], at_least=0)
         if values.get("max_bad_rows") is None:
             values.pop("max_bad_rows", None)
         else:
@@ -178,6 +191,8 @@ class RunOptions:
                 raise OptionError("--outputs names no table. Name at least one of " + ", ".join(ALL_TABLES) + ".")
             for table in self.outputs:
                 _one_of("outputs", table, ALL_TABLES)
+        if repeated := _repeated(self.cohort):
+            raise OptionError(f"--cohort is {_listed(repeated)} more than once. Name each column once.")
         if repeated := _repeated(self.id_columns):
             raise OptionError(f"--id-columns names {_listed(repeated)} more than once. Name each column once.")
         for side, place in ((0, "model column"), (1, "file column")):
@@ -260,6 +275,14 @@ def _names(name: str, value: Any) -> tuple[str, ...]:
     if any(not part for part in names):
         raise OptionError(f"--{name.replace('_', '-')} has an empty name in it. Separate names by single commas.")
     return names
+
+
+def as_texts(name: str, value: Any) -> tuple[str, ...]:
+    """One text, or several; not cut at commas. Raises OptionError."""
+    texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (None,)
+    if not all(isinstance(text, str) and text for text in texts):
+        raise OptionError(f"--{name} is {value!r}. Write a text, or several in a list.")
+    return texts
 
 
 def _pairs(value: Any) -> tuple[tuple[str, str], ...]:

@@ -52,18 +52,68 @@ class Run:
         -------
         pandas.DataFrame
             ``output`` (null for a single one), ``feature``, ``rank``, ``count``, ``mean_abs``, ``mean``, ``std``,
-            ``min``, ``max``, ``share_positive``; NaN where there are too few rows.
+            ``min``, ``max``, ``share_positive``, quantiles ``p01``, ``p05``, ``p25``, ``p50``, ``p75``, ``p95``,
+            ``p99``, and those of the absolute value, ``abs_p50`` and ``abs_p95``, with the relative error that
+            ``run.json`` states under ``summaries``; NaN where there are too few rows.
 
         Raises
         ------
         OptionError
             If the run has no such summary.
         """
-        place = self.location.join(f"summary/{level}.parquet")
-        if level not in ("raw", "engineered") or not place.exists():
+        found = self._frame(f"summary/{level}.parquet") if level in ("raw", "engineered") else None
+        if found is None:
             raise OptionError(
                 f"The run has no summary '{level}': it has 'engineered', and 'raw' where there was a feature map."
             )
+        return found
+
+    def cohorts(self) -> pd.DataFrame:
+        """The summaries by cohort, one row for each cohort, group, level, output and feature.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``cohort``, ``group`` (null: rows without a value), ``output``, ``level``, and the columns of
+            :meth:`summary`; ``count`` is the number of the group's rows. Without groups that have no rows, and without
+            engineered features that are 0 in every row.
+
+        Raises
+        ------
+        OptionError
+            If the run has no cohorts.
+        """
+        found = self._frame("summary/cohorts.parquet")
+        if found is None:
+            raise OptionError(
+                "The run has no cohorts: it had no --cohort, and no classifier. Make some with batch-explain summarize."
+            )
+        return found
+
+    def sample(self) -> pd.DataFrame:
+        """A uniform sample of the explained rows, in the order of the input.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row for each sampled row and output: ``output`` (null for a single one), the ids, ``source_file``,
+            ``source_row``, the columns of the predictions, ``value.<feature>`` (as read; not with
+            ``--no-row-values``), ``engineered.<feature>`` (those that can be other than 0) and ``raw.<feature>``.
+
+        Raises
+        ------
+        OptionError
+            If the run kept none.
+        """
+        found = self._frame("summary/sample.parquet")
+        if found is None:
+            raise OptionError("The run has no sample: it had no rows, or --sample-rows 0.")
+        return found
+
+    def _frame(self, path: str) -> pd.DataFrame | None:
+        place = self.location.join(path)
+        if not place.exists():
+            return None
         with place.open() as stream:
             frame: pd.DataFrame = pq.read_table(stream).to_pandas()
             return frame

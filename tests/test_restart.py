@@ -87,6 +87,9 @@ def leftovers(output: Path) -> list[str]:
     return [name for name in names if name.endswith(".tmp") or "attempts" in name or "lock" in name]
 
 
+SUMMARIES = ("engineered.json", "engineered.parquet", "analysis.json", "sample.parquet")
+
+
 def wait_for_lock(process: "subprocess.Popen[str]", output: Path) -> float:
     """When a run began to write."""
     while not (output / "_run/lock.json").exists():
@@ -123,7 +126,7 @@ def test_kill_anywhere(scheduler: str, kills: int, job: Job) -> None:
     working = time.monotonic() - began - locked
     assert process.returncode == 0
     expected = digests(whole)
-    assert len(expected) == PARTITIONS + 2 and not leftovers(whole)
+    assert len(expected) == PARTITIONS + len(SUMMARIES) and not leftovers(whole)
     instants = random.Random(kills).choices([0, 1], weights=[1, 9], k=kills)
     chance = random.Random(kills + 1)
     resumed_in_the_middle = 0
@@ -379,3 +382,15 @@ def test_other_versions_are_written_down(job: Job) -> None:
     assert any(
         "resumed with other versions: pyarrow" in note and "after 1.2.3" in note for note in run.info["decisions"]
     )
+
+
+def test_a_run_of_another_format_is_not_gone_on_with(job: Job) -> None:
+    output = job.folder / "out"
+    with pytest.raises(KeyboardInterrupt):
+        job.run(output, observers=[stop_after(2)])
+    plan = json.loads((output / "_run/plan.json").read_bytes())
+    (output / "_run/plan.json").write_text(json.dumps({**plan, "version": plan["version"] - 1}))
+    before = digests(output)
+    with pytest.raises(OptionError, match=r"format version.*start anew with --overwrite"):
+        job.run(output, resume=True)
+    assert digests(output) == before

@@ -20,7 +20,16 @@ from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE, remove_temporar
 from batch_explain.storage.receipts import Receipt, read_receipt, receipt_path
 from batch_explain.storage.tables import write_table
 from batch_explain.summary import fidelity
-from batch_explain.summary.partials import summary_json, summary_path, summary_tables
+from batch_explain.summary.partials import merge_partials
+from batch_explain.summary.quantiles import RELATIVE_ERROR, SMALLEST
+from batch_explain.summary.tables import (
+    ANALYSIS_PATH,
+    SAMPLE_PATH,
+    analysis_json,
+    summary_json,
+    summary_path,
+    summary_tables,
+)
 
 VERSION = 1
 
@@ -103,20 +112,28 @@ def _write_feature_map(output: Location, artifacts: Artifacts) -> FileRecord:
 def _write_summaries(plan: Plan, artifacts: Artifacts, output: Location, receipts: list[Receipt]) -> list[FileRecord]:
     explainer = artifacts.explainer
     names = {"engineered": explainer.engineered_features, "raw": explainer.raw_features or ()}
+    layout = plan.layout(len(names["raw"]), explainer.n_outputs)
+    statistics, sample = merge_partials(output, receipts, layout, plan.sampling)
     tables = summary_tables(
-        output,
-        receipts,
-        features={
-            level: names[level] for level in plan.levels if level == "engineered" or explainer.feature_map is not None
-        },
+        layout,
+        statistics,
+        rows=sum(receipt.rows_explained for receipt in receipts),
+        features={level: names[level] for level in plan.levels},
         used=explainer.used,
         outputs=artifacts.labels or [None],
     )
     records = []
-    for level, table in tables.items():
-        records.append(write_table(output, summary_path(level, "parquet"), table))
-        records.append(write_json(output, summary_path(level, "json"), summary_json(level, table)))
+    for name, table in tables.items():
+        records.append(write_table(output, summary_path(name, "parquet"), table))
+        records.append(write_json(output, summary_path(name, "json"), summary_json(name, table)))
+    records.append(write_json(output, ANALYSIS_PATH, analysis_json(tables, _expected_values(artifacts))))
+    if sample is not None:
+        records.append(write_table(output, SAMPLE_PATH, sample))
     return records
+
+
+def _expected_values(artifacts: Artifacts) -> list[float | None]:
+    return [None if np.isnan(value) else value for value in artifacts.explainer.expected_values.tolist()]
 
 
 def _run_json(
@@ -141,7 +158,7 @@ def _run_json(
         "task": artifacts.task,
         "classes": None if artifacts.classes is None else [_plain(label) for label in artifacts.classes],
         "outputs": list(artifacts.labels) if artifacts.labels else None,
-        "expected_values": [None if np.isnan(value) else value for value in explainer.expected_values.tolist()],
+        "expected_values": _expected_values(artifacts),
         "rows": {
             "input": sum(file.rows for file in plan.files),
             "planned": plan.rows,
@@ -151,6 +168,7 @@ def _run_json(
         "quarantine": _quarantine(plan, receipts),
         "tables": {level: [spec.folder for spec in specs] for level, specs in plan.tables.items()},
         "ids": list(plan.ids) or ["source_file", "source_row"],
+        "summaries": _summaries(plan),
         "features": {
             "engineered": list(explainer.engineered_features),
             "raw": None if explainer.feature_map is None else list(explainer.raw_features or ()),
@@ -201,6 +219,15 @@ def _run_json(
         "versions": versions(),
         "files": [{"path": f.path, "bytes": f.bytes, "sha256": f.sha256} for f in files],
     }  # fmt: skip
+
+
+def _summaries(plan: Plan) -> dict[str, Any]:
+    """What there is beside the summaries of all rows."""
+    return {
+        "cohorts": [{"cohort": cohort.name, "groups": list(cohort.labels)} for cohort in plan.cohorts],
+        "sample_rows": plan.sample_rows,
+        "quantiles": {"relative_error": RELATIVE_ERROR, "counted_as_zero_below": SMALLEST},
+    }
 
 
 def _totals(receipts: list[Receipt], statistic: str) -> dict[str, int]:

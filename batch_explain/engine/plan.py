@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from batch_explain.engine.artifacts import Artifacts
+from batch_explain.engine.cohorts import decide_cohorts, refuse_two_meanings
 from batch_explain.engine.estimate import batch_rows
 from batch_explain.engine.features import FEATURES, Origin, origin_of
 from batch_explain.engine.schema import check_columns, id_fields, some_of
@@ -27,6 +28,9 @@ from batch_explain.storage.dataset import InputFile, dataset_root, hive_keys, hi
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE
 from batch_explain.storage.tables import TableSpec, importance_folder
+from batch_explain.summary import sample
+from batch_explain.summary.cohorts import Cohort, by_class
+from batch_explain.summary.tally import Layout
 
 VERSION = 4
 
@@ -79,6 +83,10 @@ class Plan:
         File columns that the model needs, in the model's order.
     written, used : ndarray of int
         Positions of the engineered features that have a column, and of those that can be other than zero.
+    cohorts : tuple of Cohort
+        Columns by whose values rows are summarised apart.
+    sample_rows : int
+        Rows of the sample; 0: there is none.
     batch_rows : int
         Rows of a batch: ``--batch-rows``, or fewer where rows are wide.
     sparse_rows : bool
@@ -105,6 +113,8 @@ class Plan:
     model_columns: tuple[str, ...]
     written: np.ndarray
     used: np.ndarray
+    cohorts: tuple[Cohort, ...]
+    sample_rows: int
     batch_rows: int
     sparse_rows: bool
     learned: dict[str, Any]
@@ -117,6 +127,16 @@ class Plan:
     def rows(self) -> int:
         """Rows to explain."""
         return sum(partition.rows for partition in self.partitions)
+
+    @property
+    def sampling(self) -> sample.Sampling:
+        """Which rows are kept for plots."""
+        return sample.Sampling(self.sample_rows, self.rows)
+
+    def layout(self, raw: int, outputs: int) -> Layout:
+        """What is summarised, for so many raw features and outputs."""
+        sizes = {"engineered": len(self.used), "raw": raw}
+        return Layout.of(self.cohorts, {level: sizes[level] for level in self.levels}, outputs)
 
     def position_of_written(self, level: str, features: int) -> np.ndarray:
         """For each feature column of a table, its place among the computed features; -1: identically zero."""
@@ -146,6 +166,8 @@ class Plan:
             "hive": {key: str(kind) for key, kind in self.hive.items()},
             "written": self.written.tolist(),
             "used": self.used.tolist(),
+            "cohorts": [cohort.to_json() for cohort in self.cohorts],
+            "sample_rows": self.sample_rows,
             "batch_rows": self.batch_rows,
             "sparse_rows": self.sparse_rows,
             "learned": self.learned,
@@ -192,7 +214,7 @@ class Plan:
         if content["version"] != VERSION:
             raise OptionError(
                 f"The plan in {Location(options.output)} has format version {content['version']}; this program reads "
-                f"{VERSION}. Plan the run again with this program."
+                f"{VERSION}. Finish the run with the program that began it, or start anew with --overwrite."
             )
         root = dataset_root(options.input)
         files = tuple(
@@ -223,6 +245,8 @@ class Plan:
             model_columns=tuple(content["model_columns"]),
             written=np.array(content["written"], dtype=np.int64),
             used=np.array(content["used"], dtype=np.int64),
+            cohorts=tuple(map(Cohort.from_json, content["cohorts"])),
+            sample_rows=content["sample_rows"],
             batch_rows=content["batch_rows"],
             sparse_rows=content["sparse_rows"],
             learned=content["learned"],
@@ -315,6 +339,12 @@ def make_plan(
     decisions += [f"{file.path} is left out: it cannot be read ({file.problem})" for file in files if file.problem]
     if options.limit is not None:
         decisions.append(f"a trial: only the first {options.limit} rows are explained")
+    cohorts: tuple[Cohort, ...] = ()
+    sample_rows = 0
+    if prediction is not None:
+        cohorts, noted = _cohorts(options, readable, keys, artifacts, levels)
+        sample_rows, noted_too = _sample_rows(options, artifacts)
+        decisions += noted + noted_too
     if not id_columns:
         decisions.append("rows are identified by source_file and source_row, because no --id-columns were given")
     elif not options.id_columns:
@@ -332,6 +362,8 @@ def make_plan(
         model_columns=tuple(dict(options.columns_map).get(c.name, c.name) for c in artifacts.columns),
         written=written,
         used=artifacts.explainer.used,
+        cohorts=cohorts,
+        sample_rows=sample_rows,
         batch_rows=of_a_batch,
         sparse_rows=origin.sparse,
         learned=artifacts.explainer.learned(),
@@ -401,6 +433,37 @@ def _not_in_the_input(artifacts: Artifacts, files: Sequence[InputFile]) -> list[
 def _written_columns(artifacts: Artifacts) -> np.ndarray:
     features, used = len(artifacts.explainer.engineered_features), artifacts.explainer.used
     return np.arange(features) if features - len(used) <= MAX_ZERO_COLUMNS else used
+
+
+def _cohorts(
+    options: RunOptions,
+    files: Sequence[InputFile],
+    keys: dict[str, pa.DataType],
+    artifacts: Artifacts,
+    levels: Sequence[str],
+) -> tuple[tuple[Cohort, ...], list[str]]:
+    """The cohorts asked for, and the predicted class where there is one."""
+    cohorts, decisions = decide_cohorts(options.cohort, files, keys, options.limit)
+    explainer, teacher = artifacts.explainer, artifacts.teacher
+    if teacher is not None and teacher.classes is not None:
+        refuse_two_meanings(cohorts)
+        if (predicted := by_class(teacher.classes)) is not None:
+            cohorts = (*cohorts, predicted)
+        else:
+            decisions.append(f"no summaries by predicted class: there are {len(teacher.classes)} classes")
+    sizes = {"engineered": len(explainer.used), "raw": len(explainer.raw_features or ())}
+    layout = Layout.of(cohorts, {level: sizes[level] for level in levels}, explainer.n_outputs)
+    return cohorts, decisions + layout.decisions()
+
+
+def _sample_rows(options: RunOptions, artifacts: Artifacts) -> tuple[int, list[str]]:
+    """Size of the sample: fewer rows than asked for where they are wide."""
+    explainer = artifacts.explainer
+    features = len(explainer.used) + len(explainer.raw_features or ())
+    rows = sample.cut(options.sample_rows, explainer.n_outputs * (features + len(artifacts.columns)))
+    if rows == options.sample_rows:
+        return rows, []
+    return rows, [f"the sample has {rows} rows instead of {options.sample_rows}, because the rows are wide"]
 
 
 def _tables(

@@ -53,11 +53,11 @@ def resumed(fresh: Plan) -> Plan:
             "Restore it, or start anew with --overwrite."
         )
     versions = ", ".join(changed_versions(before["versions"], now["versions"]))
-    if any(before[name] != now[name] for name in ("tables", "partitions")):
+    if any(before[name] != now[name] for name in ("tables", "partitions", "cohorts", "sample_rows")):
         raise OptionError(
-            f"The run in {output} cannot be resumed: this program or its libraries would make other tables or "
-            f"partitions ({versions or 'the versions are the same'}). Finish it with the ones that began it, or start "
-            "anew with --overwrite."
+            f"The run in {output} cannot be resumed: this program or its libraries would make other tables, "
+            f"partitions or summaries ({versions or 'the versions are the same'}). Finish it with the ones that "
+            "began it, or start anew with --overwrite."
         )
     decisions = stored.decisions
     if versions:

@@ -27,7 +27,7 @@ def id_fields(
         return list(SOURCE_IDS)
     fields = []
     for name in ids:
-        _require(options, files, [name], keys, what="id column")
+        require(files, [name], keys, what="id column", cure="Name columns that the files have by --id-columns.")
         types = {keys.get(name) or file.schema.field(name).type for file in files}
         plain = {t.value_type if pa.types.is_dictionary(t) else t for t in types}
         if len(plain) > 1:
@@ -64,7 +64,15 @@ def check_columns(
             f"{some_of([column.name for column in columns])}."
         )
     names = [in_file.get(column.name, column.name) for column in columns]
-    _require(options, files, names, keys, what="column that the model needs", engineered=engineered)
+    require(
+        files,
+        names,
+        keys,
+        what="column that the model needs",
+        cure="Without --model the input must hold the engineered features by name: pass the --model too."
+        if engineered
+        else "Add them to the files, or name the file's own column by --columns-map MODEL=FILE.",
+    )
     notes: dict[str, None] = {}
     schemas: dict[Any, str] = {}
     for file in files:
@@ -100,15 +108,26 @@ def _may_mix(kind: str, other: str) -> bool:
     return kind == other or "null" in (kind, other) or {kind, other} == {"integer", "float"}
 
 
-def _require(
-    options: RunOptions,
-    files: Sequence[InputFile],
-    names: Sequence[str],
-    keys: dict[str, pa.DataType],
-    *,
-    what: str,
-    engineered: bool = False,
+def require(
+    files: Sequence[InputFile], names: Sequence[str], keys: dict[str, pa.DataType], *, what: str, cure: str
 ) -> None:
+    """Refuse files that lack a column, or have it more than once.
+
+    Parameters
+    ----------
+    files : sequence of InputFile
+    names : sequence of str
+        The columns.
+    keys : dict
+        Hive key -> type.
+    what, cure : str
+        What such a column is called, and what to do where it is missing.
+
+    Raises
+    ------
+    InputError
+        Naming the file and the columns.
+    """
     for file in files:
         have = file.schema.names
         present = set(have)
@@ -116,11 +135,6 @@ def _require(
         if missing:
             close = {name: _closest(name, have) for name in missing[:5]}
             hints = [f"'{name}' may be '{match}'" for name, match in close.items() if match]
-            cure = "Add them to the files, or name the file's own column by --columns-map MODEL=FILE."
-            if what == "id column":
-                cure = "Name columns that the files have by --id-columns."
-            elif engineered:
-                cure = "Without --model the input must hold the engineered features by name: pass the --model too."
             raise InputError(
                 f"{len(missing)} {what if len(missing) == 1 else what.replace('column', 'columns', 1)} "
                 f"{'is' if len(missing) == 1 else 'are'} missing from {file.path}: {some_of(missing)}"

@@ -43,14 +43,15 @@ from batch_explain.errors import (
 )
 from batch_explain.storage.atomic import FileRecord
 from batch_explain.storage.attempts import attempt
-from batch_explain.storage.dataset import read_batches
+from batch_explain.storage.dataset import hive_value, read_batches
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import RUN_ID_FILE
 from batch_explain.storage.receipts import Receipt, valid_receipt, write_receipt
-from batch_explain.storage.tables import PartWriter
+from batch_explain.storage.tables import PartWriter, TableSpec
 from batch_explain.summary import fidelity
-from batch_explain.summary.moments import Moments
-from batch_explain.summary.partials import write_partial
+from batch_explain.summary.partials import Partial, write_partial
+from batch_explain.summary.sample import sample_rows
+from batch_explain.summary.tally import Layout, Statistics, Tally
 from batch_explain.teachers.columns import BadValueError
 
 _READINGS = 2
@@ -66,6 +67,12 @@ class Context:
     loaded_at: float = field(default_factory=time.time)
     stopping: threading.Event = field(default_factory=threading.Event)
 
+    @property
+    def layout(self) -> Layout:
+        """What is summarised."""
+        explainer = self.artifacts.explainer
+        return self.plan.layout(len(explainer.raw_features or ()), explainer.n_outputs)
+
 
 @dataclass
 class _Tally:
@@ -73,7 +80,8 @@ class _Tally:
 
     read: int = 0
     rows: int = 0
-    moments: dict[str, Moments] = field(default_factory=dict)
+    summed: Tally | None = None
+    sampled: list[pa.Table] = field(default_factory=list)
     followed: fidelity.Fidelity | None = None
     residual: float | None = None
     checked: int = 0
@@ -122,7 +130,7 @@ def _work(context: Context, partition: Partition, output: Location) -> Receipt:
         files.append(write_quarantine(output, partition.index, partition.file.path, tally.bad))
     else:
         forget_quarantine(output, partition.index)
-    partial = write_partial(output, partition.index, tally.moments)
+    partial = write_partial(output, partition.index, _partial(context, tally))
     receipt = Receipt(
         index=partition.index,
         run_id=plan.run_id,
@@ -187,8 +195,9 @@ def _write_parts(context: Context, partition: Partition, output: Location) -> tu
                 raise too_many(plan, kinds(row.reason for row in tally.bad), output)
             if batch is not None:
                 _check_format(context, batch, partition)
-                _count(tally, context, batch, partition, first + kept)
-                write_batch(writer, plan, table.take(kept) if bad else table, batch, partition, first + kept)
+                rows = table.take(kept) if bad else table
+                _count(tally, context, rows, batch, partition, first + kept)
+                write_batch(writer, plan, rows, batch, partition, first + kept)
         if tally.rows + len(tally.bad) != partition.rows:
             raise IntegrityError(
                 f"{_rows_of(partition)} gave {tally.rows} rows instead of {partition.rows}. The file was changed "
@@ -279,17 +288,16 @@ def batches_of(plan: Plan, partition: Partition) -> Iterator[tuple[pa.Table, int
     ):
         for name in _input_columns(plan):
             if name in plan.hive:
-                value = dict(partition.file.hive)[name]
-                typed = int(value) if value is not None and pa.types.is_integer(plan.hive[name]) else value
-                scalar = pa.scalar(typed, plan.hive[name])
+                scalar = hive_value(partition.file, name, plan.hive[name])
                 table = table.append_column(name, pa.repeat(scalar, table.num_rows))
         yield table, position
         position += table.num_rows
 
 
 def _input_columns(plan: Plan) -> list[str]:
-    """File columns that are read: the model's, then ids that are not among them."""
-    return list(dict.fromkeys([*plan.model_columns, *plan.ids]))
+    """File columns that are read: the model's, then ids and cohorts that are not among them."""
+    cohorts = [cohort.name for cohort in plan.cohorts if not cohort.predicted]
+    return list(dict.fromkeys([*plan.model_columns, *plan.ids, *cohorts]))
 
 
 def _model_columns(context: Context, table: pa.Table) -> pa.Table:
@@ -361,14 +369,14 @@ def _check_format(context: Context, batch: Batch, partition: Partition) -> None:
         )
 
 
-def _count(tally: _Tally, context: Context, batch: Batch, partition: Partition, rows: np.ndarray) -> None:
+def _count(
+    tally: _Tally, context: Context, table: pa.Table, batch: Batch, partition: Partition, rows: np.ndarray
+) -> None:
     """Add a batch up; ``rows`` are the positions of its rows in the file."""
     artifacts = context.artifacts
     tally.rows += batch.margins.shape[1]
-    for level, values in (("engineered", batch.engineered), ("raw", batch.raw)):
-        if values is not None:
-            found = Moments.of(values)
-            tally.moments[level] = tally.moments[level].merge(found) if level in tally.moments else found
+    _summarise(tally, context, table, batch)
+    _sample(tally, context, table, batch, partition, rows)
     for total, counts in ((tally.imputed, batch.imputed), (tally.padded, batch.padded)):
         for column, count in counts.items():
             total[column] = total.get(column, 0) + count
@@ -391,6 +399,57 @@ def _count(tally: _Tally, context: Context, batch: Batch, partition: Partition, 
         )
 
 
+def _summarise(tally: _Tally, context: Context, table: pa.Table, batch: Batch) -> None:
+    plan = context.plan
+    if tally.summed is None:
+        tally.summed = Tally(context.layout)
+    values = {"engineered": batch.engineered, "raw": batch.raw}
+    codes = {}
+    for cohort in plan.cohorts:
+        if cohort.predicted:
+            assert batch.predictions is not None
+            labels = batch.predictions.prediction
+            column = _prediction(labels, pa.string()) if labels.dtype.kind in "OUS" else pa.array(labels)
+        else:
+            column = table[cohort.name]
+        codes[cohort.name] = cohort.codes(column)
+    tally.summed.add({level: found for level, found in values.items() if found is not None}, codes)
+
+
+def _sample(
+    tally: _Tally, context: Context, table: pa.Table, batch: Batch, partition: Partition, rows: np.ndarray
+) -> None:
+    plan, explainer = context.plan, context.artifacts.explainer
+    chosen, numbers = plan.sampling.choose(partition.file.path, rows)
+    if not len(chosen):
+        return
+    here = table.take(pa.array(chosen))
+    columns: dict[str, pa.Array] = {name: here[name] for name in plan.ids}
+    columns["source_file"] = pa.repeat(pa.scalar(partition.file.path), len(chosen))
+    columns["source_row"] = pa.array(rows[chosen])
+    for spec in plan.tables.get("predictions", ()):
+        arrays = _predictions(batch, spec)
+        columns.update({name: array.take(pa.array(chosen)) for name, array in arrays.items()})
+    if not plan.options.no_row_values:
+        named = _model_columns(context, here)
+        columns.update({f"value.{name}": named[name] for name in named.column_names})
+    names = {
+        "engineered": [explainer.engineered_features[at] for at in explainer.used],
+        "raw": list(explainer.raw_features or ()),
+    }
+    importances = {
+        level: (names[level], values[:, :, chosen])
+        for level, values in (("engineered", batch.engineered), ("raw", batch.raw))
+        if values is not None
+    }
+    tally.sampled.append(sample_rows(numbers, context.artifacts.labels or [None], columns, importances))
+
+
+def _partial(context: Context, tally: _Tally) -> Partial:
+    statistics = Statistics.empty(context.layout) if tally.summed is None else tally.summed.statistics()
+    return Partial(statistics, pa.concat_tables(tally.sampled) if tally.sampled else None)
+
+
 def write_batch(
     writer: PartWriter, plan: Plan, table: pa.Table, batch: Batch, partition: Partition, rows: np.ndarray
 ) -> None:
@@ -398,12 +457,7 @@ def write_batch(
     ids = _ids(plan, table, partition, rows)
     for level, specs in plan.tables.items():
         if level == "predictions":
-            assert batch.predictions is not None
-            found = batch.predictions
-            columns = [_prediction(found.prediction, specs[0].schema.field("prediction").type)]
-            if found.probabilities is not None:
-                columns += [pa.array(np.ascontiguousarray(column)) for column in found.probabilities.T]
-            writer.write(specs[0].folder, [*ids, *columns])
+            writer.write(specs[0].folder, [*ids, *_predictions(batch, specs[0]).values()])
             continue
         if level == FEATURES:
             writer.write(level, [*ids, *feature_arrays(batch.matrix, needed(plan.used))])
@@ -430,6 +484,16 @@ def _ids(plan: Plan, table: pa.Table, partition: Partition, rows: np.ndarray) ->
         array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
         arrays.append(array.dictionary_decode() if pa.types.is_dictionary(array.type) else array)
     return arrays
+
+
+def _predictions(batch: Batch, spec: TableSpec) -> dict[str, pa.Array]:
+    """The columns of the predictions table, without the ids."""
+    assert batch.predictions is not None
+    found = batch.predictions
+    columns = [_prediction(found.prediction, spec.schema.field("prediction").type)]
+    if found.probabilities is not None:
+        columns += [pa.array(np.ascontiguousarray(column)) for column in found.probabilities.T]
+    return dict(zip(spec.schema.names[-len(columns) :], columns, strict=True))
 
 
 def _prediction(values: np.ndarray, kind: pa.DataType) -> pa.Array:

@@ -32,12 +32,22 @@ from batch_explain.storage.lock import LOCK_FILE
 from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE
 from batch_explain.storage.receipts import Receipt, partial_path, read_receipt, receipt_path
 from batch_explain.storage.tables import TableSpec, part_path
-from batch_explain.summary.partials import summary_json, summary_path, summary_tables
+from batch_explain.summary.partials import merge_partials
+from batch_explain.summary.tables import (
+    ANALYSIS_PATH,
+    SAMPLE_PATH,
+    analysis_json,
+    summary_json,
+    summary_path,
+    summary_tables,
+)
 
 RUN_FILE, SUCCESS_FILE = "run.json", "_SUCCESS"
 
 _THREADS = 8
-_WRITTEN_AT_THE_END = re.compile(r"feature_map\.parquet|summary/(engineered|raw)\.(parquet|json)")
+_WRITTEN_AT_THE_END = re.compile(
+    r"feature_map\.parquet|summary/((engineered|raw|cohorts)\.(parquet|json)|sample\.parquet|analysis\.json)"
+)
 _WORKING_FILES = (LOCK_FILE, f"{ATTEMPTS_FOLDER}/")  # a killed process leaves them, and nobody reads them
 
 _Item = TypeVar("_Item")
@@ -430,34 +440,42 @@ class _Checker:
             features = {level: self.info["features"][level] for level in plan.levels}
             zero = set(self.info["features"]["identically_zero"])
             used = [at for at, name in enumerate(self.info["features"]["engineered"]) if name not in zero]
+            outputs = self.info["outputs"] or [None]
+            layout = plan.layout(len(features.get("raw") or ()), len(outputs))
+            statistics, sample = merge_partials(self.output, self.receipts.values(), layout, plan.sampling)
             tables = summary_tables(
-                self.output,
-                self.receipts.values(),
-                features={level: names for level, names in features.items() if names is not None},
+                layout,
+                statistics,
+                rows=sum(receipt.rows_explained for receipt in self.receipts.values()),
+                features=features,
                 used=np.array(used, dtype=np.int64),
-                outputs=self.info["outputs"] or [None],
+                outputs=outputs,
             )
+            analysis = json_bytes(analysis_json(tables, self.info["expected_values"]))
         except (BatchExplainError, OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
             self.report(RUN_FILE, f"and the partial summaries do not fit together ({type(error).__name__}: {error})")
             return
-        for level, table in tables.items():
-            self._check_summary(level, table)
+        self._check_summary(ANALYSIS_PATH, analysis)
+        for name, table in tables.items():
+            self._check_summary(summary_path(name, "parquet"), table)
+            self._check_summary(summary_path(name, "json"), json_bytes(summary_json(name, table)))
+        if sample is not None:
+            self._check_summary(SAMPLE_PATH, sample)
 
-    def _check_summary(self, level: str, expected: pa.Table) -> None:
-        forms: dict[str, Callable[[bytes], bool]] = {
-            "parquet": lambda content: pq.read_table(pa.BufferReader(content)).equals(expected),
-            "json": lambda content: content == json_bytes(summary_json(level, expected)),
-        }
-        for form, agrees in forms.items():
-            path = summary_path(level, form)
-            if not self.is_sound(path):
-                continue
-            try:
-                right = agrees(self.output.join(path).read_bytes())
-            except (OSError, pa.ArrowException):
-                right = False
-            if not right:
-                self.report(path, "is not what the partitions' own summaries add up to")
+    def _check_summary(self, path: str, expected: pa.Table | bytes) -> None:
+        if not self.is_sound(path):
+            return
+        try:
+            content = self.output.join(path).read_bytes()
+            if isinstance(expected, bytes):
+                right = content == expected
+            else:
+                # as it comes back from a file: parquet has no form for some types
+                right = _as_parquet(pq.read_table(pa.BufferReader(content))) == _as_parquet(expected)
+        except (OSError, pa.ArrowException):
+            right = False
+        if not right:
+            self.report(path, "is not what the partitions' own summaries add up to")
 
     def _check_names(self) -> None:
         """Files that no run of this kind writes; hidden ones are nobody's results."""
@@ -490,6 +508,12 @@ class _Checker:
                 *(part_path(folder, index) for folder in folders),
             )
         }
+
+
+def _as_parquet(table: pa.Table) -> bytes:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer)
+    return bytes(buffer.getvalue())
 
 
 def _as_stored(spec: TableSpec) -> pa.Schema:

@@ -195,6 +195,12 @@ def hive_types(files: list[InputFile]) -> dict[str, pa.DataType]:
     }
 
 
+def hive_value(file: InputFile, key: str, kind: pa.DataType) -> pa.Scalar:
+    """A hive key's value in a file's path."""
+    value = dict(file.hive)[key]
+    return pa.scalar(int(value) if value is not None and pa.types.is_integer(kind) else value, kind)
+
+
 def _is_int64(text: str) -> bool:
     # '007' stays text: as a number it could not be told from '7'
     digits = text.removeprefix("-")

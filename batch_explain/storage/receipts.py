@@ -12,7 +12,7 @@ from batch_explain.storage.atomic import FileRecord, write_json
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.tables import part_name, part_path
 
-VERSION = 2
+VERSION = 3
 RECEIPTS_FOLDER = "_run/receipts"
 PARTIALS_FOLDER = "_run/partials"
 

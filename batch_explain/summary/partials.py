@@ -1,10 +1,11 @@
-"""Partial summaries: what a partition adds to the global one, and the global one made of them."""
+"""Partial summaries: what a partition adds to the global ones, in one small file."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -13,24 +14,48 @@ from batch_explain.storage.atomic import FileRecord
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.receipts import Receipt, partial_path
 from batch_explain.storage.tables import write_table
-from batch_explain.summary.moments import Moments, summary_table
+from batch_explain.summary.moments import Moments
+from batch_explain.summary.quantiles import Buckets
+from batch_explain.summary.sample import Sampling
+from batch_explain.summary.tally import Layout, Statistics, Tally
 
-_LEVELS = ("engineered", "raw")
-
-
-def write_partial(output: Location, index: int, moments: Mapping[str, Moments]) -> FileRecord:
-    """Write a partition's moments of all levels, one after the other, with their shapes in the metadata."""
-    pieces, shapes = [], {}
-    for level in _LEVELS:
-        if level in moments:
-            pieces.append(moments[level].to_table())
-            shapes[level] = "x".join(map(str, moments[level].mean.shape))
-    table = pa.concat_tables(pieces) if pieces else pa.table({"count": pa.array([], pa.int64())})
-    return write_table(output, partial_path(index), table.replace_schema_metadata(shapes), use_dictionary=False)
+_READ_AT_ONCE = 8
 
 
-def read_partial(output: Location, receipt: Receipt) -> dict[str, Moments]:
-    """Read a partition's partial summary: level -> moments; empty for a partition without rows.
+@dataclass(frozen=True)
+class Partial:
+    """A partition's part of the summaries.
+
+    Parameters
+    ----------
+    statistics : Statistics
+    sample : pyarrow.Table or None
+        Its candidates for the sample; None: it has none.
+    """
+
+    statistics: Statistics
+    sample: pa.Table | None
+
+
+def write_partial(output: Location, index: int, partial: Partial) -> FileRecord:
+    """Write a partition's partial summary: a parquet file that holds its tables, each as parquet."""
+    moments, buckets = partial.statistics.moments, partial.statistics.buckets
+    counts = pa.table({"code": buckets.codes, "count": buckets.counts})
+    tables = {
+        "moments": _bytes(moments.to_table(), use_dictionary=False),
+        # sorted codes and small counts: two or three bytes a bucket
+        "buckets": _bytes(
+            counts, use_dictionary=False, column_encoding=dict.fromkeys(counts.column_names, "DELTA_BINARY_PACKED")
+        ),
+    }
+    if partial.sample is not None:
+        tables["sample"] = _bytes(partial.sample)
+    content = pa.table({"name": list(tables), "table": pa.array(list(tables.values()), pa.binary())})
+    return write_table(output, partial_path(index), content, use_dictionary=False, compression="none")
+
+
+def read_partial(output: Location, receipt: Receipt) -> Partial:
+    """Read a partition's partial summary.
 
     Raises
     ------
@@ -43,26 +68,16 @@ def read_partial(output: Location, receipt: Receipt) -> dict[str, Moments]:
             f"{output.join(receipt.partial.path)} is not what its receipt says: it was damaged. Remove it, and go on "
             "with --resume: its partition is then done again."
         )
-    table = pq.read_table(pa.BufferReader(content))
-    moments, start = {}, 0
-    shapes = table.schema.metadata or {}
-    for level in _LEVELS:
-        if level.encode() in shapes:
-            outputs, features = map(int, shapes[level.encode()].decode().split("x"))
-            moments[level] = Moments.from_table(table.slice(start, outputs * features), outputs, features)
-            start += outputs * features
-    return moments
+    rows = pq.read_table(pa.BufferReader(content)).to_pylist()
+    tables = {row["name"]: pq.read_table(pa.BufferReader(row["table"])) for row in rows}
+    buckets = Buckets(*(tables["buckets"][name].to_numpy() for name in ("code", "count")))
+    return Partial(Statistics(Moments.from_table(tables["moments"]), buckets), tables.get("sample"))
 
 
-def summary_tables(
-    output: Location,
-    receipts: Iterable[Receipt],
-    *,
-    features: Mapping[str, Sequence[str]],
-    used: np.ndarray,
-    outputs: Sequence[str | None],
-) -> dict[str, pa.Table]:
-    """Merge partitions' summaries in their order to the global ones.
+def merge_partials(
+    output: Location, receipts: Iterable[Receipt], layout: Layout, sampling: Sampling
+) -> tuple[Statistics, pa.Table | None]:
+    """Merge partitions' summaries in their order.
 
     Parameters
     ----------
@@ -70,40 +85,33 @@ def summary_tables(
         The run's folder.
     receipts : iterable of Receipt
         In partition order.
-    features : mapping
-        Level (``engineered``, ``raw``) -> names of its features.
-    used : ndarray of int
-        Positions of the engineered features that partial summaries are about; the others are 0 in every row.
-    outputs : sequence of (str or None)
-        Labels; None alone for a single output.
+    layout : Layout
+    sampling : Sampling
 
     Returns
     -------
-    dict
-        Level -> :func:`batch_explain.summary.moments.summary_table`.
+    statistics : Statistics
+    sample : pyarrow.Table or None
+        None where there is none.
 
     Raises
     ------
     IntegrityError
         If a partial summary is not the file that its receipt names.
     """
-    sizes = {level: len(used) if level == "engineered" else len(names) for level, names in features.items()}
-    merged = {level: Moments.empty(len(outputs), size) for level, size in sizes.items()}
-    for receipt in receipts:
-        partial = read_partial(output, receipt)
-        for level in merged:
-            if level in partial:
-                merged[level] = merged[level].merge(partial[level])
-    if "engineered" in merged:
-        merged["engineered"] = merged["engineered"].spread(used, len(features["engineered"]))
-    return {level: summary_table(moments, outputs, features[level]) for level, moments in merged.items()}
+    total = Tally(layout, whole_run=True)
+    candidates = []
+    left = iter(receipts)
+    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+        while some := list(islice(left, _READ_AT_ONCE)):
+            for partial in pool.map(lambda receipt: read_partial(output, receipt), some):
+                total.add_statistics(partial.statistics)
+                if partial.sample is not None:
+                    candidates.append(partial.sample)
+    return total.statistics(), sampling.smallest(candidates)
 
 
-def summary_path(level: str, form: str) -> str:
-    """Where a level's global summary lies as ``parquet`` or ``json``, relative to the run's folder."""
-    return f"summary/{level}.{form}"
-
-
-def summary_json(level: str, table: pa.Table) -> dict[str, Any]:
-    """A global summary as JSON has it."""
-    return {"level": level, "features": table.to_pylist()}
+def _bytes(table: pa.Table, **options: object) -> bytes:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd", **options)
+    return bytes(buffer.getvalue())
