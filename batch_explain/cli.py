@@ -233,7 +233,7 @@ def status(run: str, as_json: bool) -> None:
 @click.argument("artifact", metavar="ARTIFACT")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def inspect(artifact: str, as_json: bool) -> None:
-    """Tell what a model, an explainer or a LightGBM model text is, without running anything of it.
+    """Tell what a model, an explainer, a bundle or a LightGBM model text is, without running anything of it.
 
     Exit codes: 0 it could be read; 2 it could not.
     """

@@ -199,6 +199,25 @@ def test_what_needs_code_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "bundle").exists()
 
 
+def test_inspect_tells_what_it_is() -> None:
+    found = bx.inspect_artifact(GOLDEN / "multiclass-sparse/bundle")
+    explainer = bx.load_explainer(GOLDEN / "multiclass-sparse/bundle")
+    assert found.kind == "portable bundle of a tree explainer" and found.task == "classification"
+    assert found.outputs == explainer.n_outputs == len(found.classes or ()) and not found.imports and not found.warnings
+    assert found.trees is not None and found.trees.used_features == len(explainer.used) and found.trees.table_bytes
+    assert found.made_with["lightgbm"] and found.here["lightgbm"]
+    linear = bx.inspect_artifact(GOLDEN / "linear-multiclass/bundle")
+    assert linear.trees is None and linear.feature_map is not None and 0 < linear.feature_map[2] < 1
+
+
+def test_a_bundle_can_be_pinned(tmp_path: Path) -> None:
+    place = GOLDEN / "linear-multiclass/bundle"
+    digest = hashlib.sha256((place / "bundle.json").read_bytes()).hexdigest()
+    assert bx.load_explainer(place, sha256=digest).kind == "linear"
+    with pytest.raises(ArtifactError, match=r"has the SHA-256 .* and --sha256 says 0000"):
+        bx.load_explainer(place, sha256="0" * 64)
+
+
 def test_workers_open_bundles(engineered: Engineered, tmp_path: Path) -> None:
     """In worker processes: the bytes of the run with the original explainer in one process."""
     engineered.frame[:600].to_parquet(tmp_path / "rows.parquet", index=False)

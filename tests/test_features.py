@@ -31,6 +31,9 @@ class Fill(LinearRegression):
         return np.asarray(super().predict(np.nan_to_num(rows.toarray())))
 
 
+TRUST = (f"{__name__}.Fill",)
+
+
 class Job:
     """Sparse engineered rows with gaps, of a model whose last feature the surrogate never uses."""
 
@@ -72,7 +75,7 @@ class Job:
         given = {
             "input": self.folder / "rows.parquet", "model": self.folder / "model.pkl",
             "explainer": self.folder / "surrogate.txt", "outputs": TABLES, "id_columns": "id", "scheduler": "sync",
-            "partition_rows": 130, "batch_rows": 100, **options,
+            "partition_rows": 130, "batch_rows": 100, "trust": TRUST, **options,
         }  # fmt: skip
         return bx.explain_dataset(**given, output=self.folder / output)
 
@@ -96,7 +99,7 @@ def test_values_are_the_featurizers_to_the_bit(job: Job) -> None:
     assert (found[job.used].to_numpy().view("i8") == expected.view("i8")).all()
     table = run.table("features").to_table()
     assert all(table[name].type == pa.float64() and table[name].null_count == 0 for name in job.used)
-    assert bx.verify_run(job.folder / "out", recompute=50, seed=1).ok
+    assert bx.verify_run(job.folder / "out", recompute=50, seed=1, trust=TRUST).ok
 
 
 def test_verify_finds_a_forged_feature(job: Job) -> None:
@@ -105,13 +108,13 @@ def test_verify_finds_a_forged_feature(job: Job) -> None:
     job.run()
     rewrite(job.folder / "out/features/part-00001.parquet", add_to(job.used[0], 3, 1e-6))
     forge(job.folder / "out")
-    found = bx.verify_run(job.folder / "out", recompute="100%", seed=0)
+    found = bx.verify_run(job.folder / "out", recompute="100%", seed=0, trust=TRUST)
     assert [problem.file for problem in found.problems] == ["features/part-00001.parquet"]
 
 
 def test_explaining_later_is_explaining_now(job: Job) -> None:
     direct = job.run()
-    bx.export_bundle(job.folder / "surrogate.txt", job.folder / "bundle", model=job.folder / "model.pkl")
+    bx.export_bundle(job.folder / "surrogate.txt", job.folder / "bundle", model=job.folder / "model.pkl", trust=TRUST)
     later = job.later(explainer=job.folder / "bundle")
     for level in ("engineered", "raw"):
         names = direct.info["features"][level]

@@ -12,8 +12,10 @@ import scipy.sparse as sp
 
 from batch_explain.errors import ArtifactError
 from batch_explain.explainers.base import combine_maps
+from batch_explain.explainers.bundle import MANIFEST, explainer_digest, is_bundle, read_bundle, read_manifest
 from batch_explain.explainers.guard import is_listed
 from batch_explain.explainers.load import is_model_text, model_text
+from batch_explain.explainers.manifest import KINDS, VERSION
 from batch_explain.explainers.origins import differs, installed, made_with
 from batch_explain.explainers.pickles import read_artifact
 from batch_explain.explainers.skeleton import Name, Skeleton, Thing, skeleton_of
@@ -126,7 +128,7 @@ def inspect_artifact(path: str | os.PathLike[str], *, table_bytes: int = DEFAULT
     Parameters
     ----------
     path : str or path
-        A pickle of a model or an explainer, what joblib wrote, or a LightGBM model text file.
+        A pickle of a model or an explainer, what joblib wrote, a bundle's folder, or a LightGBM model text file.
     table_bytes : int
         Bound on the memory of TreeSHAP's tables, for the kernel's plan.
 
@@ -140,8 +142,8 @@ def inspect_artifact(path: str | os.PathLike[str], *, table_bytes: int = DEFAULT
         If there is no such file, or it is none of these.
     """
     place = Location(os.fspath(path))
-    if place.fs.isdir(place.path):  # a bundle: its own reader comes in here
-        raise ArtifactError(f"{place} is a folder. Name a pickle or a LightGBM model text file.")
+    if is_bundle(place):
+        return _of_bundle(place, table_bytes)
     data = read_artifact(place, "artifact")
     common: dict[str, Any] = {"place": str(place), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     if is_model_text(data):
@@ -166,6 +168,34 @@ def inspect_artifact(path: str | os.PathLike[str], *, table_bytes: int = DEFAULT
             f"{str(error)[:100]}): it is damaged or another kind of file. Copy it again from where it was made."
         ) from error
     return Inspection(**common, **_of_pickle(skeleton, table_bytes))
+
+
+def _of_bundle(place: Location, table_bytes: int) -> Inspection:
+    """A bundle holds nothing that could run: it is opened, and its canary rows are explained again."""
+    explainer, manifest = read_bundle(place, {"table_bytes": table_bytes}), read_manifest(place)
+    trees = None
+    if manifest.kind == "tree":
+        limits = manifest.iterations or {}
+        text = model_text(place.join(KINDS["tree"]).read_bytes())
+        trees, _ = _trees(text, limits.get("sparse"), table_bytes)
+    weights = explainer.feature_map
+    shape = None if weights is None else (*weights.shape, weights.nnz / max(1, weights.shape[0] * weights.shape[1]))
+    return Inspection(
+        place=str(place),
+        kind=f"portable bundle of a {manifest.kind} explainer",
+        format=f"bundle, format version {VERSION}",
+        bytes=sum(file.bytes for file in manifest.files.values()) + int(place.fs.size(place.join(MANIFEST).path)),
+        sha256=explainer_digest(place),
+        task=manifest.task or "unknown",
+        outputs=explainer.n_outputs,
+        classes=manifest.classes,
+        engineered_features=manifest.engineered_features,
+        raw_features=manifest.raw_features,
+        feature_map=shape,
+        trees=trees,
+        made_with=manifest.made_by,
+        here={package: installed(package) for package in manifest.made_by},
+    )
 
 
 def _of_pickle(skeleton: Skeleton, table_bytes: int) -> dict[str, Any]:

@@ -159,13 +159,7 @@ def read_bundle(place: Location, tables: Mapping[str, Any], sha256: str | None =
     except OSError as error:
         raise _unreadable(place, error) from error
     try:
-        content = _read(place, MANIFEST, MAX_MANIFEST_BYTES)
-        if sha256 is not None and (found := hashlib.sha256(content).hexdigest()) != sha256:
-            raise ArtifactError(
-                f"its {MANIFEST} has the SHA-256 {found}, and --sha256 says {sha256}. It is another bundle, or it was "
-                "changed: get the right one, or mend --sha256."
-            )
-        manifest = Manifest.from_bytes(content)
+        manifest = _manifest(place, sha256)
         files = {name: _read_recorded(place, file) for name, file in manifest.files.items()}
         return open_files(files, manifest, tables)
     except ArtifactError as error:
@@ -176,6 +170,14 @@ def read_bundle(place: Location, tables: Mapping[str, Any], sha256: str | None =
 
 def _unreadable(place: Location, error: OSError) -> ArtifactError:
     return ArtifactError(f"The bundle {place} cannot be read: {error}. Check the place and its permissions.")
+
+
+def read_manifest(place: Location) -> Manifest:
+    """What a bundle says of itself; see :func:`read_bundle`, which proves it."""
+    try:
+        return _manifest(place, None)
+    except ArtifactError as error:
+        raise ArtifactError(f"The bundle {place}: {error}") from error
 
 
 def open_files(files: Mapping[str, bytes], manifest: Manifest, tables: Mapping[str, Any]) -> Explainer:
@@ -268,6 +270,16 @@ def _read_map(content: bytes) -> sp.csr_matrix:
     except (ValueError, TypeError, OverflowError, MemoryError) as error:
         _refuse(f"{FEATURE_MAP}: {error}")
     return weights
+
+
+def _manifest(place: Location, sha256: str | None) -> Manifest:
+    content = _read(place, MANIFEST, MAX_MANIFEST_BYTES)
+    if sha256 is not None and (found := hashlib.sha256(content).hexdigest()) != sha256:
+        raise ArtifactError(
+            f"its {MANIFEST} has the SHA-256 {found}, and --sha256 says {sha256}. It is another bundle, or it was "
+            "changed: get the right one, or mend --sha256."
+        )
+    return Manifest.from_bytes(content)
 
 
 def _read_recorded(place: Location, file: FileRecord) -> bytes:
