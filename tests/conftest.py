@@ -17,6 +17,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 HAS_AUTOML = importlib.util.find_spec("azureml") is not None
 
+# For slow tests of what no version of the AutoML stack has a part in.
+once = pytest.mark.skipif(HAS_AUTOML, reason="shown without the AutoML stack, which has no part in it")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if HAS_AUTOML:

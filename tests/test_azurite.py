@@ -33,11 +33,9 @@ from batch_explain.storage.lock import LOCK_FILE, take_lock
 from batch_explain.storage.tables import PartWriter, TableSpec
 from tests.azurite import CONNECTION, IMPATIENT, KEY, PROGRAM, Azurite, Container
 from tests.comparing import digests
-from tests.conftest import HAS_AUTOML, ROOT, Engineered, Small
+from tests.conftest import ROOT, Engineered, Small, once
 
 PARTITIONS = 8
-
-once = pytest.mark.skipif(HAS_AUTOML, reason="shown without the AutoML stack: the store and its client are the same")
 
 
 @pytest.fixture(scope="session")
@@ -355,7 +353,7 @@ OTHER_KEY = b64encode(b"another key, which opens nothing").decode()
         ("server", "cannot be listed: .*Cannot connect to host"),
         ("input container", "There is nothing at abfs://no-such-container/rows"),
         ("output container", "cannot be written: .*container does not exist"),
-        ("explainer container", "no readable explainer at abfs://no-such-container/e.txt"),
+        ("explainer container", "There is no explainer at abfs://no-such-container/e.txt"),
     ],
 )
 def test_nothing_starts_where_the_store_refuses(

@@ -18,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 import batch_explain as bx
 from batch_explain.errors import BatchExplainError
 from tests.comparing import digests
-from tests.conftest import Engineered
+from tests.conftest import Engineered, once
 from tests.test_restart import leftovers
 
 CALLS: dict[str, tuple[Any, tuple[str, ...]]] = {
@@ -94,6 +94,7 @@ def run(engineered: Engineered, tmp_path: Path) -> Callable[..., bx.Run]:
     return lambda output, **more: bx.explain_dataset(**options, output=output, **more)
 
 
+@once
 @pytest.mark.parametrize(
     ("before", "every"),
     [
@@ -162,6 +163,7 @@ def prepare(before: str, run: Callable[..., bx.Run], output: Path) -> dict[str, 
     return {"resume": True}
 
 
+@once
 @pytest.mark.parametrize(("kind", "fault"), [("write", half), ("write", slow), ("fsync", slow), ("rename", slow)])
 def test_short_and_slow_calls_change_nothing(
     kind: str, fault: Callable[..., Any], run: Callable[..., bx.Run], tmp_path: Path

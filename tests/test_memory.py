@@ -14,9 +14,12 @@ import pytest
 
 import batch_explain as bx
 from batch_explain.errors import OptionError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, once
 
 ROWS, COLUMNS = 20_000, 600
+
+
+pytestmark = once
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ import batch_explain as bx
 from batch_explain.errors import OptionError, OutputRefusedError
 from batch_explain.events import Event, PartitionDone, RunResumed
 from tests.comparing import digests
-from tests.conftest import ROOT, Engineered
+from tests.conftest import ROOT, Engineered, once
 
 KILLS, KILLS_IN_CI = 40, 3
 PARTITIONS = 24
@@ -153,7 +153,7 @@ def test_kill_anywhere(scheduler: str, kills: int, job: Job) -> None:
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("scheduler", ["sync", "threads", "processes"])
+@pytest.mark.parametrize("scheduler", ["sync", pytest.param("threads", marks=once), "processes"])
 def test_a_signal_stops_it_within_ten_seconds(name: str, scheduler: str, job: Job) -> None:
     output = job.folder / "out"
     process = job.start(output, "--scheduler", scheduler, "--workers", "2")

@@ -19,7 +19,7 @@ from batch_explain.cli import cli
 from batch_explain.engine.status import Status
 from batch_explain.errors import BadDataError, OptionError
 from batch_explain.events import Event, PartitionDone
-from tests.conftest import ROOT, Engineered, Small
+from tests.conftest import ROOT, Engineered, Small, once
 from tests.test_restart import stop_after
 
 
@@ -174,6 +174,7 @@ def test_a_plan_that_cannot_be_read(job: Job) -> None:
     assert told.exit_code == 0 and "3 done; the plan is not there yet or cannot be read" in told.output
 
 
+@once
 def test_files_that_disappear_under_it(job: Job) -> None:
     """It is asked without a pause while runs begin, work, end and are overwritten."""
     errors: list[BaseException] = []

@@ -17,7 +17,7 @@ from batch_explain.trees.lightgbm_text import read_model_text
 from batch_explain.treeshap.kernel import DEFAULT_TABLE_BYTES, TreeShap, aligned
 from batch_explain.treeshap.reference import goes_left, shap_values
 from tests.comparing import assert_close
-from tests.conftest import HAS_AUTOML
+from tests.conftest import HAS_AUTOML, once
 from tests.lightgbm_models import (
     CATEGORICAL,
     NUMERICAL,
@@ -412,6 +412,7 @@ def test_one_path_with_every_kind_of_missing_value_of_every_feature() -> None:
     check(written([random_tree(rng, 255, 18, chain=1.0) for _ in range(2)], 18), some_rows(rng, 10, 18))
 
 
+@once
 @pytest.mark.parametrize("features", [21, 25, 30, 45, 60])
 @pytest.mark.parametrize("side", ["left", "right", "both"])
 def test_long_chains_of_distinct_features(side: str, features: int) -> None:
@@ -478,6 +479,7 @@ def test_one_feature_many_times_on_one_path() -> None:
     assert longest_path(ensemble) == 2
 
 
+@once
 @pytest.mark.parametrize("features", [20, 45])
 def test_512_leaves(features: int) -> None:
     rng = np.random.default_rng(features)
@@ -490,6 +492,7 @@ def test_512_leaves(features: int) -> None:
     assert (longest_path(ensemble) > TRUSTED_FEATURES) == (features > TRUSTED_FEATURES)
 
 
+@once
 def test_2000_trees() -> None:
     rng = np.random.default_rng(1)
     X = table(rng, 200, 6, 1, 12)

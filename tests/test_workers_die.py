@@ -36,7 +36,7 @@ from batch_explain.storage.dataset import discover
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.receipts import Receipt, valid_receipt
 from tests.comparing import digests
-from tests.conftest import ROOT, Engineered
+from tests.conftest import ROOT, Engineered, once
 from tests.test_restart import PARTITIONS, Job, leftovers
 
 KILLS, KILLS_IN_CI = 20, 6
@@ -251,6 +251,7 @@ def test_workers_are_killed_all_the_time(
     assert not leftovers(output)
 
 
+@once
 def test_the_scheduler_is_killed(engineered: Engineered, expected: dict[str, str], tmp_path: Path) -> None:
     job = TrappedJob(engineered, tmp_path, pace=SLOWLY)
     output = tmp_path / "out"
@@ -273,6 +274,7 @@ def test_the_scheduler_is_killed(engineered: Engineered, expected: dict[str, str
     assert not leftovers(output)
 
 
+@once
 def test_no_workers_are_left(engineered: Engineered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executors, "_POLL_SECONDS", 0.1)
     job = TrappedJob(engineered, tmp_path, pace=SLOWLY)
@@ -287,6 +289,7 @@ def test_no_workers_are_left(engineered: Engineered, tmp_path: Path, monkeypatch
             job.run(tmp_path / "out", scheduler=cluster.address(1), observers=[kill])
 
 
+@once
 def test_a_partition_that_kills_the_last_worker_is_named(
     engineered: Engineered, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
