@@ -15,9 +15,11 @@ from batch_explain.errors import BatchExplainError, OptionError
 from batch_explain.options import RunOptions
 from batch_explain.storage.dataset import READ_BYTES
 from batch_explain.storage.tables import TableSpec
+from batch_explain.summary.sample import MAX_CELLS
+from batch_explain.summary.tally import MAX_QUANTILE_SERIES, SERIES_BYTES
 
 # A batch is made smaller than --batch-rows where its importances would take more memory than this.
-MAX_BATCH_BYTES = 80 << 20
+MAX_BATCH_BYTES = 48 << 20
 _FEWEST_ROWS = 100  # of a batch: below it, a run would take for ever
 _KEPT_FREE = 0.85  # of the limit: what is not foreseen, and what the allocator keeps
 _TEXT_BYTES = 64  # of a value in the featurizer
@@ -56,17 +58,25 @@ def batch_rows(options: RunOptions, artifacts: Artifacts) -> int:
     most = min(options.batch_rows, max(1, MAX_BATCH_BYTES // artifacts.row_bytes))
     if options.memory_limit is None:
         return most
-    left = int(options.memory_limit * _KEPT_FREE) - base_bytes()
+    base = base_bytes() + summary_bytes(artifacts)
+    left = int(options.memory_limit * _KEPT_FREE) - base
     fewest = min(most, _FEWEST_ROWS)
     if left < fewest * row:
-        needed = (base_bytes() + fewest * row) / _KEPT_FREE
+        needed = (base + fewest * row) / _KEPT_FREE
         raise OptionError(
             f"--memory-limit is {options.memory_limit / 1e6:,.0f} MB, but a worker needs {needed / 1e6:,.0f} MB: the "
-            f"libraries, the model and the explainer take {base_bytes() / 1e6:,.0f} MB before the first row "
+            f"libraries, the model and the explainer take {base / 1e6:,.0f} MB before the first row "
             "(measured in this process, with whatever else it holds). Give it more, or make --table-memory smaller."
         )
     tasks = (options.workers or cores()) if options.scheduler == "threads" else 1
     return min(most, max(1, left // row // tasks))
+
+
+def summary_bytes(artifacts: Artifacts) -> int:
+    """What a partition's summary takes: counts for quantiles, but for cohorts, and its part of the sample."""
+    explainer = artifacts.explainer
+    series = explainer.n_outputs * (len(explainer.used) + len(explainer.raw_features or ()))
+    return SERIES_BYTES * min(series, MAX_QUANTILE_SERIES) + 8 * MAX_CELLS
 
 
 def row_bytes(artifacts: Artifacts, tables: Iterable[str]) -> int:
@@ -92,7 +102,7 @@ def estimate(
     """Estimate a run of so many rows, in batches of so many; ``row_seconds`` are of all workers together."""
     values = sum(_width(field.type) for specs in tables.values() for spec in specs for field in spec.schema)
     return Estimate(
-        worker_bytes=base_bytes() + min(rows, of_a_batch) * row_bytes(artifacts, tables),
+        worker_bytes=base_bytes() + summary_bytes(artifacts) + min(rows, of_a_batch) * row_bytes(artifacts, tables),
         output_bytes=rows * values,
         seconds=None if row_seconds is None else _OVERHEAD * rows * row_seconds,
     )

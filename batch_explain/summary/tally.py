@@ -13,7 +13,8 @@ from batch_explain.summary.cohorts import Cohort
 from batch_explain.summary.moments import Moments
 from batch_explain.summary.quantiles import Buckets, counter
 
-MAX_QUANTILE_SERIES = 20_000  # a worker's memory: some 10 KB each
+SERIES_BYTES = 10_000  # of a worker, for the counts of one series
+MAX_QUANTILE_SERIES = 10_000
 _ALL = np.zeros(1, np.int64)
 
 
