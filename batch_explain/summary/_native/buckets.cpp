@@ -149,6 +149,7 @@ void define(nb::module_ &m, const char *name) {
 }  // namespace
 
 NB_MODULE(_buckets, m) {
+  nb::set_leak_warnings(false);  // a thread that hangs in a task keeps its counter until the process has ended
   m.doc() = "Counts of values in logarithmic buckets; see batch_explain.summary.quantiles.";
   define<uint32_t>(m, "Counter");     // of a partition's values
   define<uint64_t>(m, "WideCounter");  // of a run's
