@@ -199,6 +199,7 @@ def test_everything_on_the_store_is_the_local_run(container: Container, small: S
     assert len(produced) > 20 and not secrets_in(produced | {"run": f"{ran.stdout}{ran.stderr}".encode()}, KEY)
 
 
+@once
 def test_killed_in_the_middle_and_resumed(job: Job) -> None:
     """And while it runs: a second run is refused, and whatever can be seen is whole."""
     process = job.start("out")

@@ -14,10 +14,10 @@ from batch_explain.options import RunOptions
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.receipts import read_receipt
 from tests.comparing import assert_close, digests, frame_of, values_of
-from tests.conftest import Engineered, Small
+from tests.conftest import Engineered, Small, once
 
 
-@pytest.fixture(scope="module", params=["sync", "threads", "processes", "cluster"])
+@pytest.fixture(scope="module", params=["sync", "threads", pytest.param("processes", marks=once), "cluster"])
 def scheduler(request: pytest.FixtureRequest) -> Iterator[str]:
     yield request.getfixturevalue("cluster") if request.param == "cluster" else request.param
 

@@ -22,6 +22,8 @@ from batch_explain.events import Event, PartitionDone
 from tests.conftest import ROOT, Engineered, Small, once
 from tests.test_restart import stop_after
 
+pytestmark = once
+
 
 class Job:
     """A run on engineered rows, in eight partitions."""

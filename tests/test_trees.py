@@ -310,7 +310,7 @@ def mutations(draw: Any, text: str) -> str:
     return "\n".join(lines)
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_a_damaged_text_is_refused_or_explained(text: str, data: st.DataObject) -> None:
     """Never another error, and never a crash of the kernel."""

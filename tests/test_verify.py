@@ -19,10 +19,12 @@ from batch_explain.cli import cli
 from batch_explain.engine.verify import Verification
 from batch_explain.errors import OptionError
 from tests.comparing import digests
-from tests.conftest import Engineered, Small
+from tests.conftest import Engineered, Small, once
 from tests.test_restart import stop_after
 
 PART = "engineered/part-00002.parquet"
+
+pytestmark = once
 
 
 class Job:

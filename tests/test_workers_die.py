@@ -39,7 +39,7 @@ from tests.comparing import digests
 from tests.conftest import ROOT, Engineered, once
 from tests.test_restart import PARTITIONS, Job, leftovers
 
-KILLS, KILLS_IN_CI = 20, 6
+KILLS, KILLS_IN_CI = 20, 4
 TRAPPED = 10  # the partition whose task dies or hangs: the fifth of 1.parquet
 SLOWLY = 0.1  # seconds a batch, so that there is time to kill
 
