@@ -18,7 +18,10 @@ from click.testing import CliRunner
 
 import batch_explain as bx
 from batch_explain.cli import cli
+from tests.conftest import once
 from tests.test_bundle import GOLDEN, KINDS, refusal
+
+pytestmark = once
 
 FILES = [
     (kind, path.name)

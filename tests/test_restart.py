@@ -25,6 +25,8 @@ from tests.conftest import ROOT, Engineered, once
 KILLS, KILLS_IN_CI = 40, 3
 PARTITIONS = 24
 
+pytestmark = once  # beside the AutoML stack, test_workers_die resumes runs
+
 
 class Job:
     """A run on 60,000 engineered rows, on the command line or here."""
@@ -110,7 +112,7 @@ def wait_for_receipts(process: "subprocess.Popen[str]", output: Path, count: int
     ("scheduler", "kills"),
     [
         ("sync", KILLS_IN_CI),
-        pytest.param("processes", KILLS_IN_CI, marks=once),
+        ("processes", KILLS_IN_CI),
         pytest.param("sync", KILLS, marks=pytest.mark.soak),
         pytest.param("processes", KILLS, marks=pytest.mark.soak),
     ],
@@ -153,7 +155,7 @@ def test_kill_anywhere(scheduler: str, kills: int, job: Job) -> None:
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("scheduler", ["sync", pytest.param("threads", marks=once), "processes"])
+@pytest.mark.parametrize("scheduler", ["sync", "threads", "processes"])
 def test_a_signal_stops_it_within_ten_seconds(name: str, scheduler: str, job: Job) -> None:
     output = job.folder / "out"
     process = job.start(output, "--scheduler", scheduler, "--workers", "2")
