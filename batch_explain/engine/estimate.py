@@ -23,6 +23,7 @@ MAX_BATCH_BYTES = 48 << 20
 _FEWEST_ROWS = 100  # of a batch: below it, a run would take for ever
 _KEPT_FREE = 0.85  # of the limit: what is not foreseen, and what the allocator keeps
 _TEXT_BYTES = 64  # of a value in the featurizer
+_CELL_BYTES = 40  # of a number of the sample, while it is collected and written
 TIMED_ROWS, _TIMED_SECONDS = 256, 2.0
 _OVERHEAD = 1.3  # reading, writing and statistics, of the time to explain
 
@@ -76,7 +77,7 @@ def summary_bytes(artifacts: Artifacts) -> int:
     """What a partition's summary takes: counts for quantiles, but for cohorts, and its part of the sample."""
     explainer = artifacts.explainer
     series = explainer.n_outputs * (len(explainer.used) + len(explainer.raw_features or ()))
-    return SERIES_BYTES * min(series, MAX_QUANTILE_SERIES) + 8 * MAX_CELLS
+    return SERIES_BYTES * min(series, MAX_QUANTILE_SERIES) + _CELL_BYTES * MAX_CELLS
 
 
 def row_bytes(artifacts: Artifacts, tables: Iterable[str]) -> int:

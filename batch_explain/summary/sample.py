@@ -12,7 +12,7 @@ from math import isqrt
 import numpy as np
 import pyarrow as pa
 
-MAX_CELLS = 4_000_000  # numbers of a sample
+MAX_CELLS = 1_000_000  # numbers of a sample
 HASH = "_hash"
 
 
