@@ -476,3 +476,15 @@ def test_an_explainer_is_described_as_it_is(automl: Any) -> None:
         assert found.trees is not None and found.trees.trees == explainer._model.booster_.num_trees()
         assert found.feature_map is not None and found.feature_map[1] == len(explainer.engineered_features)
         assert found.made_with["python"] == "3.10" and not found.refused
+
+
+@pytest.mark.automl
+@pytest.mark.parametrize("kind", ["PreprocWrapper", "StandardScalerWrapper"])
+def test_a_wrapped_preprocessor_is_one(kind: str, tmp_path: Path) -> None:
+    """AutoML's wrapper imports and calls the class that its state names, when it is fitted."""
+    wrapper = hostile.named("azureml.automl.runtime.shared.model_wrappers", kind) + b")\x81"
+    state = {"cls": None, "args": {"args": ["touch", str(tmp_path / "canary")]}, "model": None}
+    named = {"module_name": "subprocess", "class_name": "Popen"}
+    assert "subprocess.Popen" in refusal(hostile.whole(wrapper, hostile.body({**state, **named}), b"b"), tmp_path)
+    genuine = {"module_name": "sklearn.preprocessing._data", "class_name": "StandardScaler"}
+    assert type(opened(hostile.whole(wrapper, hostile.body({**state, **genuine}), b"b"), tmp_path)).__name__ == kind

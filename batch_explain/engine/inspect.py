@@ -40,7 +40,9 @@ class Trees:
     ----------
     trees, iterations, leaves, most_leaves, used_features : int
     best_iteration : int or None
-        Where early stopping chose one; the SDK uses it for sparse rows, all iterations for dense ones.
+        Where early stopping chose one.
+    sparse_iterations : int or None
+        Where an explainer limits them: the SDK uses so many for sparse rows, all for dense ones.
     objective : str
     outputs : int
     expected_values : tuple of float
@@ -66,6 +68,7 @@ class Trees:
     table_bytes: int = 0
     microseconds: float = 0.0
     not_planned: str | None = None
+    sparse_iterations: int | None = None
 
 
 @dataclass(frozen=True)
@@ -220,6 +223,10 @@ def _of_pickle(skeleton: Skeleton, table_bytes: int) -> dict[str, Any]:
         if explainer:
             found["feature_map"] = _feature_map(root.get("_feature_maps"))
         trees = _surrogate(model, skeleton if isinstance(model, Thing) else None, table_bytes, warnings)
+        limited = root.get("_tree_explainer")
+        limit = limited.get("_num_iters") if isinstance(limited, Thing) else None
+        if trees is not None and isinstance(limit, int) and 0 < limit < trees.iterations:
+            trees = dataclasses.replace(trees, sparse_iterations=limit)
         found["trees"] = trees
         found["task"] = _task(model, found["steps"], found["classes"], trees)
         if explainer and found["task"] == "regression":

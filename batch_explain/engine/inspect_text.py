@@ -43,6 +43,8 @@ def describe(found: Inspection) -> list[tuple[str, str]]:
 
 def _trees(trees: Trees) -> list[tuple[str, str]]:
     best = f"; early stopping chose {trees.best_iteration:,}" if trees.best_iteration else ""
+    if trees.sparse_iterations:
+        best += f"; the explainer uses {trees.sparse_iterations:,} for sparse rows"
     values = _some([f"{value:.6g}" for value in trees.expected_values])
     plan = (
         f"{trees.groups:,} groups ({trees.direct_groups:,} direct), {trees.table_bytes / 1e6:,.1f} MB of tables, about "
