@@ -135,8 +135,7 @@ class Plan:
 
     def layout(self, raw: int, outputs: int) -> Layout:
         """What is summarised, for so many raw features and outputs."""
-        sizes = {"engineered": len(self.used), "raw": raw}
-        return Layout.of(self.cohorts, {level: sizes[level] for level in self.levels}, outputs)
+        return _layout(self.cohorts, self.levels, len(self.used), raw, outputs)
 
     def position_of_written(self, level: str, features: int) -> np.ndarray:
         """For each feature column of a table, its place among the computed features; -1: identically zero."""
@@ -451,9 +450,13 @@ def _cohorts(
             cohorts = (*cohorts, predicted)
         else:
             decisions.append(f"no summaries by predicted class: there are {len(teacher.classes)} classes")
-    sizes = {"engineered": len(explainer.used), "raw": len(explainer.raw_features or ())}
-    layout = Layout.of(cohorts, {level: sizes[level] for level in levels}, explainer.n_outputs)
+    layout = _layout(cohorts, levels, len(explainer.used), len(explainer.raw_features or ()), explainer.n_outputs)
     return cohorts, decisions + layout.decisions()
+
+
+def _layout(cohorts: tuple[Cohort, ...], levels: Sequence[str], used: int, raw: int, outputs: int) -> Layout:
+    sizes = {"engineered": used, "raw": raw}
+    return Layout.of(cohorts, {level: sizes[level] for level in levels}, outputs)
 
 
 def _sample_rows(options: RunOptions, artifacts: Artifacts) -> tuple[int, list[str]]:

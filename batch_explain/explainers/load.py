@@ -9,7 +9,7 @@ import numpy as np
 
 from batch_explain.errors import ArtifactError
 from batch_explain.explainers.base import Explainer, combine_maps
-from batch_explain.explainers.bundle import read_bundle
+from batch_explain.explainers.bundle import is_bundle, read_bundle
 from batch_explain.explainers.linear import LinearExplainer
 from batch_explain.explainers.opaque import OpaqueExplainer
 from batch_explain.explainers.pickles import open_pickle, read_artifact
@@ -63,7 +63,7 @@ def load_explainer(
         return _from_object(source, "The object", tables)
     place = Location(os.fspath(source))
     try:
-        if place.fs.isdir(place.path):
+        if is_bundle(place):
             return read_bundle(place, tables, sha256)
     except OSError as error:
         raise ArtifactError(f"There is no readable explainer at {place}: {error}. Check the path.") from error
