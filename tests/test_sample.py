@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow as pa
 
 import batch_explain as bx
+from batch_explain.summary import sample
 from batch_explain.summary.sample import HASH, Sampling, hashes
 from tests.comparing import frame_of
 from tests.conftest import Small
@@ -83,3 +84,15 @@ def test_columns_of_several_kinds_in_several_files_become_text() -> None:
     assert sample.to_pylist() == [{"value.a": "1", "value.b": 1}, {"value.a": "x", "value.b": 1.5}] or sample[
         "value.b"
     ].to_pylist() == ["1", "1.5"]
+
+
+def test_pieces_that_were_joined_on_the_way_are_all_there_in_order(monkeypatch):
+    monkeypatch.setattr(sample, "_MOST_ARRAYS", 5)
+    tables = [pa.table({"a": [i, i + 1], "b": [str(i)] * 2}) for i in range(7)]
+    tables += [pa.table({"a": [float(i)], "c": [i]}) for i in range(7)] + tables[:2]
+    pieces = sample.Pieces()
+    for table in tables:
+        pieces.add(table)
+    found = [table.to_pylist() for table in pieces.tables()]
+    assert [line for table in found for line in table] == [line for table in tables for line in table.to_pylist()]
+    assert len(found) == 3  # one for each schema in a row

@@ -50,7 +50,7 @@ from batch_explain.storage.receipts import Receipt, valid_receipt, write_receipt
 from batch_explain.storage.tables import PartWriter, TableSpec
 from batch_explain.summary import fidelity
 from batch_explain.summary.partials import Partial, write_partial
-from batch_explain.summary.sample import sample_rows
+from batch_explain.summary.sample import Pieces, sample_rows
 from batch_explain.summary.tally import Layout, Statistics, Tally
 from batch_explain.teachers.columns import BadValueError
 
@@ -81,7 +81,7 @@ class _Tally:
     read: int = 0
     rows: int = 0
     summed: Tally | None = None
-    sampled: list[pa.Table] = field(default_factory=list)
+    sampled: Pieces = field(default_factory=Pieces)
     followed: fidelity.Fidelity | None = None
     residual: float | None = None
     checked: int = 0
@@ -442,12 +442,13 @@ def _sample(
         for level, values in (("engineered", batch.engineered), ("raw", batch.raw))
         if values is not None
     }
-    tally.sampled.append(sample_rows(numbers, context.artifacts.labels or [None], columns, importances))
+    tally.sampled.add(sample_rows(numbers, context.artifacts.labels or [None], columns, importances))
 
 
 def _partial(context: Context, tally: _Tally) -> Partial:
     statistics = Statistics.empty(context.layout) if tally.summed is None else tally.summed.statistics()
-    return Partial(statistics, pa.concat_tables(tally.sampled) if tally.sampled else None)
+    sampled = tally.sampled.tables()  # of one schema: a partition is of one file
+    return Partial(statistics, sampled[0] if sampled else None)
 
 
 def write_batch(

@@ -16,7 +16,7 @@ from batch_explain.storage.receipts import Receipt, partial_path
 from batch_explain.storage.tables import write_table
 from batch_explain.summary.moments import Moments
 from batch_explain.summary.quantiles import Buckets
-from batch_explain.summary.sample import Sampling
+from batch_explain.summary.sample import Pieces, Sampling
 from batch_explain.summary.tally import Layout, Statistics, Tally
 
 _READ_AT_ONCE = 8
@@ -100,15 +100,15 @@ def merge_partials(
         If a partial summary is not the file that its receipt names.
     """
     total = Tally(layout, whole_run=True)
-    candidates = []
+    candidates = Pieces()
     left = iter(receipts)
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
         while some := list(islice(left, _READ_AT_ONCE)):
             for partial in pool.map(lambda receipt: read_partial(output, receipt), some):
                 total.add_statistics(partial.statistics)
                 if partial.sample is not None:
-                    candidates.append(partial.sample)
-    return total.statistics(), sampling.smallest(candidates)
+                    candidates.add(partial.sample)
+    return total.statistics(), sampling.smallest(candidates.tables())
 
 
 def _bytes(table: pa.Table, **options: object) -> bytes:

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 MAX_CELLS = 1_000_000  # numbers of a sample
 HASH = "_hash"
+_MOST_ARRAYS = 1 << 15  # of pieces that are not joined yet: each takes about a kilobyte, however few rows it has
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,26 @@ class Sampling:
         return table.drop_columns([HASH]) if hasattr(table, "drop_columns") else table.drop([HASH])
 
 
+class Pieces:
+    """Rows of a sample that come a few at a time, in the order of the input, joined as they become many."""
+
+    def __init__(self) -> None:
+        self._runs: list[list[pa.Table]] = []  # of tables of one schema that follow each other
+
+    def add(self, table: pa.Table) -> None:
+        """Add rows behind the others."""
+        if not self._runs or self._runs[-1][-1].schema != table.schema:
+            self._runs.append([])
+        run = self._runs[-1]
+        run.append(table)
+        if len(run) * table.num_columns > _MOST_ARRAYS:
+            run[:] = [_joined(run)]
+
+    def tables(self) -> list[pa.Table]:
+        """All rows, in tables of one schema each."""
+        return [_joined(run) for run in self._runs]
+
+
 def hashes(path: str, rows: np.ndarray) -> np.ndarray:
     """A number for each row of a file, uniform below 2^64 (splitmix64 of Steele, Lea and Flood, 2014)."""
     seed = np.uint64(int.from_bytes(hashlib.sha256(path.encode("utf-8", "surrogatepass")).digest()[:8], "little"))
@@ -123,6 +144,10 @@ def sample_rows(
 def cut(rows: int, cells_a_row: int) -> int:
     """As many rows of a sample as fit into :data:`MAX_CELLS`."""
     return min(rows, max(1, MAX_CELLS // max(1, cells_a_row))) if rows else 0
+
+
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables(tables).combine_chunks()
 
 
 def _concatenated(tables: Sequence[pa.Table]) -> pa.Table:
