@@ -58,7 +58,11 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @cli.command()
 @click.option("--input", metavar="URL", help="Parquet file, folder or glob.")
-@click.option("--model", metavar="FILE", help="Pickle of the fitted pipeline; left out: the input is engineered.")
+@click.option(
+    "--model",
+    metavar="FILE",
+    help="The fitted pipeline: pickle, skops file or bundle; none: engineered input.",
+)
 @click.option("--explainer", metavar="FILE", help="scoring_explainer.pkl, a bundle's folder, or a LightGBM model text.")
 @click.option("--feature-map", metavar="FILE", help="Parquet of raw_feature, engineered_feature, weight.")
 @click.option("--output", metavar="URL", help="Folder for the results; empty or new.")
@@ -136,6 +140,7 @@ def run(config: str | None, **given: Any) -> None:
 )
 @click.option("--model", metavar="FILE", help="Pickle of the fitted pipeline: names the classes and the task.")
 @click.option("--feature-map", metavar="FILE", help="As in run.")
+@click.option("--with-model", is_flag=True, help="Write the model too, as a skops file (scikit-learn only).")
 @click.option("--output", metavar="URL", required=True, help="Folder for the bundle; empty or new.")
 @click.option("--overwrite", is_flag=True, help="Replace the bundle in the output.")
 @click.option("--trust", metavar="NAME", multiple=True, help="As in run.")

@@ -38,7 +38,8 @@ class RunOptions:
     explainer : str
         ``scoring_explainer.pkl``, a bundle's folder, or a LightGBM model text file.
     model : str, optional
-        Pickle of the fitted pipeline. Without it the input holds the engineered features by name.
+        Pickle of the fitted pipeline, a skops file, or a bundle that holds the model. Without it the input holds the
+        engineered features by name.
     feature_map : str, optional
         Parquet of (raw_feature, engineered_feature, weight), for an explainer that holds no feature map.
     id_columns : tuple of str

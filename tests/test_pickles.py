@@ -16,6 +16,7 @@ import tracemalloc
 import warnings
 import zlib
 from collections import OrderedDict, defaultdict, deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 
 import batch_explain as bx
 from batch_explain.errors import ArtifactError, OptionError
-from batch_explain.explainers.pickles import load_pickle
+from batch_explain.explainers.models import load_model
+from batch_explain.explainers.pickles import open_pickle
 from batch_explain.explainers.skeleton import Thing, skeleton_of
 from batch_explain.storage.filesystems import Location
 from tests import hostile
@@ -43,7 +45,11 @@ def opened(data: bytes, folder: Path, **options: Any) -> Any:
     """What this program makes of a file's bytes."""
     place = folder / "file.pkl"
     place.write_bytes(data)
-    return load_pickle(Location(str(place)), "model", **options)
+    return load_model(Location(str(place)), **options)
+
+
+def opened_file(path: Path, trust: Sequence[str] = ()) -> Any:
+    return open_pickle(Path(path).read_bytes(), Location(str(path)), "explainer", trust)
 
 
 def refusal(data: bytes, folder: Path) -> str:
@@ -316,7 +322,7 @@ def test_automls_models_and_explainers_open(automl: Any) -> None:
     for kind in KINDS:
         paths = automl(kind)
         for path in (paths.model, paths.explainer):
-            assert load_pickle(Location(str(path)), "model", [own]) is not None
+            assert opened_file(path, [own]) is not None
             assert isinstance(skeleton_of(Path(path).read_bytes()).root, Thing)
 
 
@@ -325,7 +331,7 @@ def test_a_compiled_link_is_the_installed_one(automl: Any) -> None:
     """An explainer holds the bytecode of shap's link function: it is never made a function."""
     import shap
 
-    explainer = load_pickle(Location(str(automl("regression").explainer)), "explainer")
+    explainer = opened_file(automl("regression").explainer)
     assert explainer._tree_explainer._tree_explainer.link is shap.links.identity
 
 

@@ -11,7 +11,7 @@ from batch_explain.errors import ArtifactError, OptionError
 from batch_explain.explainers.base import Explainer, Matrix, as_matrix, combine_maps
 from batch_explain.explainers.feature_map import take_feature_map
 from batch_explain.explainers.load import load_explainer
-from batch_explain.explainers.pickles import load_pickle
+from batch_explain.explainers.models import load_model, version_notes
 from batch_explain.options import ALL_TABLES, TABLES, RunOptions
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.shared import shared_array
@@ -95,12 +95,15 @@ class Artifacts:
         if options.feature_map is not None:
             take_feature_map(explainer, options.feature_map)
         teacher = None
+        notes: tuple[str, ...] = ()
         if options.model is not None:
             place = Location(options.model)
-            model = load_pickle(place, "model", options.trust, options.fingerprints.get("model"))
+            model = load_model(place, options.trust, options.fingerprints.get("model"))
             keep_to_one_thread(model)
             teacher = teacher_of(model, explainer.raw_features, str(place))
-        return match(explainer, teacher)
+            notes = version_notes(place)
+        artifacts = match(explainer, teacher)
+        return replace(artifacts, feature_notes=artifacts.feature_notes + notes)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -8,15 +8,17 @@ from typing import Any
 
 from batch_explain.engine.artifacts import match
 from batch_explain.engine.plan import versions
-from batch_explain.errors import ArtifactError
+from batch_explain.errors import ArtifactError, OptionError
 from batch_explain.explainers.base import Explainer
 from batch_explain.explainers.bundle import MANIFEST, bundle_files, open_files, write_bundle
 from batch_explain.explainers.feature_map import take_feature_map
 from batch_explain.explainers.load import load_explainer
 from batch_explain.explainers.manifest import Manifest
-from batch_explain.explainers.pickles import load_pickle
+from batch_explain.explainers.models import load_model
+from batch_explain.explainers.skops_file import skops_bytes, untrusted_types
 from batch_explain.options import RunOptions
 from batch_explain.storage.filesystems import Location
+from batch_explain.teachers.automl import is_automl
 from batch_explain.teachers.load import teacher_of
 
 # A bundle is read by people who may not know the machine that made it: versions, but nothing of the platform.
@@ -55,6 +57,7 @@ def export_bundle(
     *,
     model: Any = None,
     feature_map: str | os.PathLike[str] | None = None,
+    with_model: bool = False,
     overwrite: bool = False,
     trust: Iterable[str] = (),
 ) -> Exported:
@@ -71,6 +74,8 @@ def export_bundle(
         explainer has none.
     feature_map : str or path, optional
         Parquet of (raw_feature, engineered_feature, weight), for an explainer that holds no feature map.
+    with_model : bool
+        Write the model as well, as a skops file: a scikit-learn pipeline whose types skops can write.
     overwrite : bool
         Replace the bundle that is in ``output``.
     trust : iterable of str
@@ -100,19 +105,40 @@ def export_bundle(
     if model is not None:
         where = str(Location(os.fspath(model))) if isinstance(model, str | os.PathLike) else "The model"
         is_path = isinstance(model, str | os.PathLike)
-        fitted = load_pickle(Location(os.fspath(model)), "model", trust) if is_path else model
+        fitted = load_model(Location(os.fspath(model)), trust) if is_path else model
         teacher = teacher_of(fitted, loaded.raw_features, where)
     artifacts = match(loaded, teacher)
     task = loaded.task if teacher is None else teacher.task
     notes += artifacts.feature_notes
+    stored = None
+    if with_model:
+        if teacher is None:
+            raise OptionError("--with-model writes the model into the bundle, and there is no --model. Name it.")
+        stored, noted = _model_file(fitted)
+        notes += noted
     made_by = {name: version for name, version in versions().items() if name not in _NOT_RECORDED}
-    files = bundle_files(loaded, task=task, classes=artifacts.classes, notes=notes, made_by=made_by)
+    files = bundle_files(loaded, task=task, classes=artifacts.classes, notes=notes, made_by=made_by, model=stored)
     # proved before anything is written
     open_files(files, Manifest.from_bytes(files[MANIFEST]), {})
     place = Location(os.fspath(output))
     write_bundle(place, files, overwrite=overwrite)
     size = sum(map(len, files.values()))
     return Exported(str(place), loaded.description, task, artifacts.classes, size, notes)
+
+
+def _model_file(model: Any) -> tuple[bytes, tuple[str, ...]]:
+    """The model as a skops file, and what whoever opens it must know."""
+    if is_automl(model):
+        raise ArtifactError(
+            "The model is an AutoML pipeline, which is the SDK's own code: skops cannot write it. Leave --with-model "
+            "out, and keep the engineered features of a run with --outputs features."
+        )
+    data = skops_bytes(model)
+    types = untrusted_types(data, "The model")
+    if not types:
+        return data, ()
+    flags = " ".join(f"--trust {name}" for name in types)
+    return data, (f"the model in the bundle opens only with {flags}, because skops does not trust these by itself",)
 
 
 def _leave_transformations_out(explainer: Explainer) -> tuple[str, ...]:

@@ -12,13 +12,21 @@ import scipy.sparse as sp
 
 from batch_explain.errors import ArtifactError
 from batch_explain.explainers.base import combine_maps
-from batch_explain.explainers.bundle import MANIFEST, explainer_digest, is_bundle, read_bundle, read_manifest
+from batch_explain.explainers.bundle import (
+    MANIFEST,
+    artifact_digest,
+    is_bundle,
+    read_bundle,
+    read_manifest,
+    read_model,
+)
 from batch_explain.explainers.guard import is_listed
 from batch_explain.explainers.load import is_model_text, model_text
-from batch_explain.explainers.manifest import KINDS, VERSION
+from batch_explain.explainers.manifest import KINDS, MODEL, VERSION
 from batch_explain.explainers.origins import differs, installed, made_with
 from batch_explain.explainers.pickles import read_artifact
 from batch_explain.explainers.skeleton import Name, Skeleton, Thing, skeleton_of
+from batch_explain.explainers.skops_file import is_skops, untrusted_types
 from batch_explain.storage.filesystems import Location
 from batch_explain.trees.ensemble import Ensemble
 from batch_explain.trees.lightgbm_text import read_model_text
@@ -91,11 +99,11 @@ class Inspection:
         Raw features, engineered features, and the share of weights that are not 0.
     trees : Trees or None
     format : str
-        Pickle protocol and compression, or ``LightGBM model text``.
+        Pickle protocol and compression, or another format's name.
     imports : tuple of str
         All that the pickle names.
     refused : tuple of str
-        Those that are not on the list.
+        Those that are not on the list; of a skops file, the types that skops does not trust by itself.
     made_with, here : dict
         Package -> version recorded in the file, and installed.
     warnings : tuple of str
@@ -131,7 +139,8 @@ def inspect_artifact(path: str | os.PathLike[str], *, table_bytes: int = DEFAULT
     Parameters
     ----------
     path : str or path
-        A pickle of a model or an explainer, what joblib wrote, a bundle's folder, or a LightGBM model text file.
+        A pickle of a model or an explainer, what joblib wrote, a bundle's folder, a skops file, or a LightGBM model
+        text file.
     table_bytes : int
         Bound on the memory of TreeSHAP's tables, for the kernel's plan.
 
@@ -161,6 +170,9 @@ def inspect_artifact(path: str | os.PathLike[str], *, table_bytes: int = DEFAULT
             trees=trees,
             **common,
         )
+    if is_skops(data):
+        refused = untrusted_types(data, f"The artifact {place}")
+        return Inspection(kind="scikit-learn model", format="skops file", task="unknown", refused=refused, **common)
     try:
         skeleton = skeleton_of(data)
     except ArtifactError as error:
@@ -181,14 +193,16 @@ def _of_bundle(place: Location, table_bytes: int) -> Inspection:
         limits = manifest.iterations or {}
         text = model_text(place.join(KINDS["tree"]).read_bytes())
         trees, _ = _trees(text, limits.get("sparse"), table_bytes)
+    has_model = MODEL in manifest.files
+    refused = untrusted_types(read_model(place), f"The model {place}") if has_model else ()
     weights = explainer.feature_map
     shape = None if weights is None else (*weights.shape, weights.nnz / max(1, weights.shape[0] * weights.shape[1]))
     return Inspection(
         place=str(place),
-        kind=f"portable bundle of a {manifest.kind} explainer",
+        kind=f"portable bundle of a {manifest.kind} explainer" + " and its scikit-learn model" * has_model,
         format=f"bundle, format version {VERSION}",
         bytes=sum(file.bytes for file in manifest.files.values()) + int(place.fs.size(place.join(MANIFEST).path)),
-        sha256=explainer_digest(place),
+        sha256=artifact_digest(place),
         task=manifest.task or "unknown",
         outputs=explainer.n_outputs,
         classes=manifest.classes,
@@ -196,6 +210,7 @@ def _of_bundle(place: Location, table_bytes: int) -> Inspection:
         raw_features=manifest.raw_features,
         feature_map=shape,
         trees=trees,
+        refused=refused,
         made_with=manifest.made_by,
         here={package: installed(package) for package in manifest.made_by},
     )

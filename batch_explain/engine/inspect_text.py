@@ -33,11 +33,11 @@ def describe(found: Inspection) -> list[tuple[str, str]]:
         counts = ", ".join(f"{count} of {package}" for package, count in packages.most_common())
         lines.append(("names in the pickle", f"{len(found.imports)}: {counts}"))
         lines.append(("not on the list", ", ".join(found.refused) or "none"))
+    elif found.refused:
+        lines.append(("not trusted by skops", ", ".join(found.refused)))
     lines += [("warning", text) for text in found.warnings]
     if found.refused:
-        lines.append(
-            ("warning", "it is refused unless each name that is not on the list is given to --trust, which lets it run")
-        )
+        lines.append(("warning", "it is refused unless each of these names is given to --trust, which lets it run"))
     return lines
 
 

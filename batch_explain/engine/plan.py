@@ -21,9 +21,9 @@ from batch_explain.engine.estimate import batch_rows
 from batch_explain.engine.features import FEATURES, Origin, origin_of
 from batch_explain.engine.schema import check_columns, id_fields, some_of
 from batch_explain.errors import OptionError, mask_secrets
-from batch_explain.explainers.bundle import explainer_digest
+from batch_explain.explainers.bundle import artifact_digest
 from batch_explain.options import RunOptions
-from batch_explain.storage.atomic import new_file, sha256_of, write_json
+from batch_explain.storage.atomic import new_file, write_json
 from batch_explain.storage.dataset import InputFile, dataset_root, hive_keys, hive_types
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE
@@ -376,8 +376,8 @@ def make_plan(
 def artifact_digests(options: RunOptions) -> dict[str, str]:
     """``model``, ``explainer`` and ``feature map``, those that were given -> SHA-256 of the file or bundle."""
     given = (("model", options.model), ("feature map", options.feature_map))
-    found = {name: sha256_of(Location(path)) for name, path in given if path is not None}
-    return {"explainer": explainer_digest(Location(options.explainer)), **found}
+    found = {name: artifact_digest(Location(path)) for name, path in given if path is not None}
+    return {"explainer": artifact_digest(Location(options.explainer)), **found}
 
 
 def cut(files: Sequence[InputFile], partition_rows: int, limit: int | None = None) -> list[Partition]:

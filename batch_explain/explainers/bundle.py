@@ -1,8 +1,9 @@
 """The portable bundle: an explainer as numbers and text, with no code in it.
 
 A folder of ``bundle.json`` (see :mod:`batch_explain.explainers.manifest`), ``surrogate.txt`` (LightGBM's model text)
-or ``linear.npz``, ``feature_map.npz`` where there is a feature map, and ``canary.parquet``. ``bundle.json`` is written
-last and holds the checksums of the others: without it there is no bundle.
+or ``linear.npz``, ``feature_map.npz`` where there is a feature map, ``canary.parquet``, and, where it was asked for,
+the scikit-learn model itself as ``model.skops``. ``bundle.json`` is written last and holds the checksums of the others:
+without it there is no bundle.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from batch_explain.errors import ArtifactError, OutputRefusedError
 from batch_explain.explainers.base import Explainer
 from batch_explain.explainers.canary import TOLERANCE, canary_bytes, check_canary, make_canary
 from batch_explain.explainers.linear import LinearExplainer
-from batch_explain.explainers.manifest import CANARY, FEATURE_MAP, KINDS, Manifest
+from batch_explain.explainers.manifest import CANARY, FEATURE_MAP, KINDS, MODEL, Manifest
 from batch_explain.explainers.npz import npz_bytes, read_npz
 from batch_explain.explainers.tree import TreeExplainer
 from batch_explain.storage.atomic import FileRecord, new_file, sha256_of
@@ -25,7 +26,7 @@ from batch_explain.storage.filesystems import Location
 
 MANIFEST = "bundle.json"
 MAX_MANIFEST_BYTES = 64 << 20
-NAMES = {MANIFEST, CANARY, FEATURE_MAP, *KINDS.values()}
+NAMES = {MANIFEST, CANARY, FEATURE_MAP, MODEL, *KINDS.values()}
 
 _LINEAR = {"coefficients": "<f8", "means": "<f8", "intercepts": "<f8", "expected_values": "<f8"}
 # as scipy.sparse.save_npz writes a matrix without compression
@@ -39,6 +40,7 @@ def bundle_files(
     classes: tuple[Any, ...] | None,
     notes: tuple[str, ...],
     made_by: dict[str, str],
+    model: bytes | None = None,
 ) -> dict[str, bytes]:
     """What a bundle of an explainer consists of.
 
@@ -52,6 +54,8 @@ def bundle_files(
         Decisions that a reader of the results must know.
     made_by : dict
         Package -> version.
+    model : bytes, optional
+        The model as a skops file.
 
     Returns
     -------
@@ -85,6 +89,8 @@ def bundle_files(
     if explainer.feature_map is not None:
         files[FEATURE_MAP] = _map_bytes(explainer.feature_map)
     files[CANARY] = canary_bytes(make_canary(explainer))
+    if model is not None:
+        files[MODEL] = model
     manifest = Manifest(
         kind=explainer.kind,
         task=task,
@@ -160,10 +166,32 @@ def read_bundle(place: Location, tables: Mapping[str, Any], sha256: str | None =
         raise _unreadable(place, error) from error
     try:
         manifest = _manifest(place, sha256)
-        files = {name: _read_recorded(place, file) for name, file in manifest.files.items()}
+        files = {name: _read_recorded(place, file) for name, file in manifest.files.items() if name != MODEL}
         return open_files(files, manifest, tables)
     except ArtifactError as error:
         raise ArtifactError(f"The explainer {place}: {error}") from error
+    except OSError as error:
+        raise _unreadable(place, error) from error
+
+
+def read_model(place: Location, sha256: str | None = None) -> bytes:
+    """The skops file in a bundle, as it was written; ``sha256``: what that of ``bundle.json`` must be.
+
+    Raises
+    ------
+    ArtifactError
+        If there is none, or it is damaged.
+    """
+    try:
+        manifest = _manifest(place, sha256)
+        if MODEL not in manifest.files:
+            raise ArtifactError(
+                "there is no model in the bundle, only an explainer. Name the model's file, or export again with "
+                "--with-model."
+            )
+        return _read_recorded(place, manifest.files[MODEL])
+    except ArtifactError as error:
+        raise ArtifactError(f"The model {place}: {error}") from error
     except OSError as error:
         raise _unreadable(place, error) from error
 
@@ -200,12 +228,12 @@ def open_files(files: Mapping[str, bytes], manifest: Manifest, tables: Mapping[s
 
 
 def is_bundle(place: Location) -> bool:
-    """Whether a folder is there: the only explainer that is one."""
+    """Whether a folder is there: the only artifact that is one."""
     return bool(place.fs.isdir(place.path))
 
 
-def explainer_digest(place: Location) -> str:
-    """SHA-256 of an explainer's file; of a bundle's ``bundle.json``, which holds those of its other files."""
+def artifact_digest(place: Location) -> str:
+    """SHA-256 of an artifact's file; of a bundle's ``bundle.json``, which holds those of its other files."""
     return sha256_of(place.join(MANIFEST) if is_bundle(place) else place)
 
 

@@ -11,7 +11,7 @@ from batch_explain.storage.atomic import FileRecord, json_bytes
 
 VERSION = 1
 KINDS = {"tree": "surrogate.txt", "linear": "linear.npz"}  # kind -> the file that holds it
-FEATURE_MAP, CANARY = "feature_map.npz", "canary.parquet"
+FEATURE_MAP, CANARY, MODEL = "feature_map.npz", "canary.parquet", "model.skops"
 
 _TASKS = ("classification", "regression", None)
 _LINKS = ("identity", "sigmoid", "softmax", "unknown")
@@ -168,10 +168,10 @@ def _checked(found: dict[str, Any]) -> dict[str, Any]:
 
 def _files(found: dict[str, Any]) -> dict[str, FileRecord]:
     """Each file's record; the names are the format's own, so that none leads out of the folder."""
-    allowed = {KINDS[found["kind"]], CANARY}
-    if found["raw_features"] is not None:
-        allowed.add(FEATURE_MAP)
-    required = allowed - {FEATURE_MAP}
+    required = {KINDS[found["kind"]], CANARY}
+    allowed = required | {FEATURE_MAP} if found["raw_features"] is not None else required
+    if found["task"] is not None:
+        allowed = allowed | {MODEL}
     given = found["files"]
     if not isinstance(given, dict) or not required <= set(given) <= allowed:
         _refuse(f"its 'files' are not just {', '.join(sorted(allowed))}")

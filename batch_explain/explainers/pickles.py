@@ -24,29 +24,6 @@ _SHOWN = 5
 _DAMAGED = (pickle.UnpicklingError, EOFError, UnicodeDecodeError, zlib.error, lzma.LZMAError, MemoryError)
 
 
-def load_pickle(place: Location, what: str, trust: Iterable[str] = (), sha256: str | None = None) -> Any:
-    """Open a file written by joblib or pickle.
-
-    Parameters
-    ----------
-    place : Location
-        The file.
-    what : str
-        ``model`` or ``explainer``, for messages.
-    trust : iterable of str
-        Names that it may use beside those on the list, exactly: ``package.module.Class``.
-    sha256 : str, optional
-        What the file's SHA-256 must be.
-
-    Raises
-    ------
-    ArtifactError
-        If it is missing, is no pickle, is another file than ``sha256``, asks for a name that is neither on the list nor
-        trusted, or needs packages or versions that are not here.
-    """
-    return open_pickle(read_artifact(place, what, sha256), place, what, trust)
-
-
 def read_artifact(place: Location, what: str, sha256: str | None = None) -> bytes:
     """Read a file whole, and compare its fingerprint.
 
@@ -75,7 +52,25 @@ def read_artifact(place: Location, what: str, sha256: str | None = None) -> byte
 
 
 def open_pickle(data: bytes, place: Location, what: str, trust: Iterable[str] = ()) -> Any:
-    """Open a pickle that was read; see :func:`load_pickle`."""
+    """Open a file written by joblib or pickle.
+
+    Parameters
+    ----------
+    data : bytes
+        The file.
+    place : Location
+        Where it was read from, for messages.
+    what : str
+        ``model`` or ``explainer``, for messages.
+    trust : iterable of str
+        Names that it may use beside those on the list, exactly: ``package.module.Class``.
+
+    Raises
+    ------
+    ArtifactError
+        If it is no pickle, asks for a name that is neither on the list nor trusted, or needs packages or versions that
+        are not here.
+    """
     trust = tuple(trust)
     try:
         with quiet_imports():
