@@ -23,7 +23,6 @@ from click.testing import CliRunner
 
 from batch_explain.cli import cli
 from batch_explain.engine import executors
-from tests.conftest import once
 
 ROOT = Path(__file__).parent.parent
 CITIES = ["Bergen", "Oslo", "Tromso"]
@@ -566,7 +565,6 @@ SUBPROCESS = [
     ("sync", "config_unknown_key"),
     ("sync", "password_in_a_url"),
     ("processes", "unknown_category"),
-    pytest.param("processes", "pages_damaged", marks=once),
 ]
 
 

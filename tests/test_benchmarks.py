@@ -8,8 +8,13 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import once
+
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="the benchmarks are not part of the source distribution")
+pytestmark = [
+    once,
+    pytest.mark.skipif(not FOLDER.exists(), reason="the benchmarks are not part of the source distribution"),
+]
 
 CASES = ["100x31", "100x63", "100x127", "100x255", "1000x31", "5 classes", "categorical + NaN", "sparse", "12 features"]
 ALWAYS = ("batch_explain", "LightGBM predict", "LightGBM pred_contrib")

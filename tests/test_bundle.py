@@ -19,7 +19,7 @@ import batch_explain as bx
 from batch_explain.cli import cli
 from batch_explain.errors import ArtifactError, OptionError, OutputRefusedError
 from tests.comparing import assert_close, digests, frame_of, values_of
-from tests.conftest import Engineered, Small
+from tests.conftest import Engineered, Small, once
 from tests.lightgbm_models import booster, train
 from tests.test_restart import stop_after
 
@@ -218,6 +218,7 @@ def test_a_bundle_can_be_pinned(tmp_path: Path) -> None:
         bx.load_explainer(place, sha256="0" * 64)
 
 
+@once
 def test_workers_open_bundles(engineered: Engineered, tmp_path: Path) -> None:
     """In worker processes: the bytes of the run with the original explainer in one process."""
     engineered.frame[:600].to_parquet(tmp_path / "rows.parquet", index=False)

@@ -33,7 +33,7 @@ def test_a_run_prints_what_a_person_wants_to_know(small: Small, tmp_path: Path) 
     source = small.write(tmp_path / "rows.parquet")
     done = run(
         "run", "--input", source, "--model", small.model, "--explainer", small.explainer, "--output", tmp_path / "out",
-        "--id-columns", "customer_id", "--partition-rows", "500", "--workers", "2", "--check", "all",
+        "--id-columns", "customer_id", "--partition-rows", "500", "--scheduler", "threads", "--check", "all",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "2,000" in done.stdout

@@ -22,11 +22,20 @@ def scheduler(request: pytest.FixtureRequest) -> Iterator[str]:
     yield request.getfixturevalue("cluster") if request.param == "cluster" else request.param
 
 
+@pytest.fixture(scope="module", params=["sync", "threads", "cluster"])
+def cheap_scheduler(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Without the processes of this machine, which take seconds to start and differ from the cluster in that alone."""
+    yield request.getfixturevalue("cluster") if request.param == "cluster" else request.param
+
+
 @pytest.fixture
 def rows(small: Small, tmp_path: Path) -> Path:
     for number in range(4):
         small.write(tmp_path / f"rows/{number}.parquet", small.frame[number * 500 : (number + 1) * 500])
     return tmp_path / "rows"
+
+
+CUT: dict[str, Any] = {"partition_rows": 200, "id_columns": "customer_id", "cohort": ["job", "balance@4"]}
 
 
 def explain(small: Small, rows: Path, output: Path, **options: Any) -> bx.Run:
@@ -38,7 +47,7 @@ def explain(small: Small, rows: Path, output: Path, **options: Any) -> bx.Run:
 def test_same_values_and_bytes_everywhere(
     scheduler: str, small: Small, rows: Path, tmp_path: Path, reference: Callable[..., dict[str, str]]
 ) -> None:
-    run = explain(small, rows, tmp_path / "out", scheduler=scheduler, partition_rows=200, id_columns="customer_id")
+    run = explain(small, rows, tmp_path / "out", scheduler=scheduler, **CUT)
     np.testing.assert_array_equal(frame_of(run, "raw").customer_id, small.frame.customer_id)
     assert digests(tmp_path / "out") == reference(rows)
     assert (tmp_path / "out/_SUCCESS").exists()
@@ -56,7 +65,7 @@ def reference(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Callabl
             import lightgbm
 
             output = tmp_path_factory.mktemp("reference") / "out"
-            run = explain(small, rows, output, scheduler="sync", partition_rows=200, id_columns="customer_id")
+            run = explain(small, rows, output, scheduler="sync", **CUT)
             model, booster = joblib.load(small.model), lightgbm.Booster(model_file=small.explainer)
             contributions = booster.predict(model[:-1].transform(small.frame), pred_contrib=True)
             assert np.abs(contributions[:, :-1]).max() > 0
@@ -85,7 +94,7 @@ def test_artifacts_are_loaded_once_a_worker(scheduler: str, small: Small, rows: 
     assert len(loads) == (2 if scheduler not in ("sync", "threads") else 1)
 
 
-def test_an_error_in_a_task_is_the_users_error(scheduler: str, small: Small, rows: Path, tmp_path: Path) -> None:
+def test_an_error_in_a_task_is_the_users_error(cheap_scheduler: str, small: Small, rows: Path, tmp_path: Path) -> None:
     """The paragraph comes back from the worker as it is, and the run is not a success."""
     broken = small.frame[:500].assign(age="forty")
     broken.loc[:, "age"] = [str(age) for age in small.frame.age[:500]]
@@ -94,20 +103,20 @@ def test_an_error_in_a_task_is_the_users_error(scheduler: str, small: Small, row
     for name in ("0", "1", "3"):
         small.write(rows / f"{name}.parquet", small.frame[:500].assign(age=small.frame.age[:500].astype(str)))
     with pytest.raises(BadDataError, match=r"row 123 of 2\.parquet"):
-        explain(small, rows, tmp_path / "out", scheduler=scheduler, partition_rows=100, batch_rows=50)
+        explain(small, rows, tmp_path / "out", scheduler=cheap_scheduler, partition_rows=100, batch_rows=50)
     assert not (tmp_path / "out/_SUCCESS").exists()
     with pytest.raises(bx.errors.OptionError, match="unfinished run"):
         bx.open_run(tmp_path / "out")
 
 
-def test_without_a_model_the_input_is_engineered(scheduler: str, engineered: Engineered, tmp_path: Path) -> None:
+def test_without_a_model_the_input_is_engineered(cheap_scheduler: str, engineered: Engineered, tmp_path: Path) -> None:
     source = tmp_path / "rows.parquet"
     engineered.frame.to_parquet(source, row_group_size=700)
     run = bx.explain_dataset(
         input=source,
         explainer=engineered.explainer,
         output=tmp_path / "out",
-        scheduler=scheduler,
+        scheduler=cheap_scheduler,
         workers=2,
         partition_rows=700,
         check="all",

@@ -15,7 +15,7 @@ import batch_explain as bx
 from batch_explain.engine.plan import cut
 from batch_explain.storage.dataset import InputFile, discover, read_batches
 from tests.comparing import assert_close, frame_of, values_of
-from tests.conftest import Engineered
+from tests.conftest import Engineered, once
 
 
 def explain(engineered: Engineered, source: Path | str, output: Path, **options: Any) -> bx.Run:
@@ -89,7 +89,7 @@ def test_files_without_rows_are_counted_as_nothing(engineered: Engineered, tmp_p
     assert_explains(explain(engineered, tmp_path / "rows", tmp_path / "out"), engineered, engineered.frame[:10])
 
 
-@pytest.mark.parametrize("scheduler", ["sync", "processes"])
+@pytest.mark.parametrize("scheduler", ["sync", pytest.param("processes", marks=once)])
 def test_an_empty_dataset_gives_empty_tables_with_their_columns(
     scheduler: str, engineered: Engineered, tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ from batch_explain.storage.shared import shared_array
 from batch_explain.trees.lightgbm_text import read_model_text
 from batch_explain.treeshap.kernel import ISA_VARIABLE, TreeShap
 from tests.comparing import assert_close, digests, frame_of, values_of
-from tests.conftest import Engineered
+from tests.conftest import Engineered, once
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def test_run_json_names_the_kernel(engineered: Engineered, tmp_path: Path) -> No
     assert 0 < run.info["treeshap"]["table_bytes"] <= run.info["options"]["table_memory"] == 400_000_000
 
 
-@pytest.mark.parametrize("scheduler", ["sync", "processes"])
+@pytest.mark.parametrize("scheduler", ["sync", pytest.param("processes", marks=once)])
 def test_without_the_kernel_lightgbm_answers_and_the_run_says_so(
     engineered: Engineered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduler: str
 ) -> None:
@@ -340,6 +340,7 @@ def test_without_a_safe_place_each_process_has_its_own(
     assert not list((tmp_path / "elsewhere").glob("*")) if spoil == "a_link" else True
 
 
+@once
 def test_a_run_shares_its_tables_and_leaves_nothing_behind(
     engineered: Engineered, own_temporary_folder: Path, tmp_path: Path
 ) -> None:

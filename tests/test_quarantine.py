@@ -20,7 +20,7 @@ from batch_explain.cli import cli
 from batch_explain.engine.quarantine import without_value
 from batch_explain.errors import BadDataError, InputError
 from tests.comparing import digests, frame_of
-from tests.conftest import Engineered, Small, once
+from tests.conftest import Engineered, Small
 from tests.test_restart import stop_after
 
 BAD = {("0.parquet", 0): "forty", ("0.parquet", 3): "", ("1.parquet", 499): "1,5", ("2.parquet", 200): "4O"}
@@ -47,7 +47,7 @@ def explain(small: Small, rows: Path, output: Path, **options: Any) -> bx.Run:
     )
 
 
-@pytest.mark.parametrize("scheduler", ["sync", "threads", pytest.param("processes", marks=once)])
+@pytest.mark.parametrize("scheduler", ["sync", "threads"])
 def test_bad_rows_are_alone_in_quarantine(scheduler: str, small: Small, rows: Path, tmp_path: Path) -> None:
     run = explain(small, rows, tmp_path / "out", scheduler=scheduler, workers=2, max_bad_rows=8)
     found = frame_of(run, "quarantine")

@@ -154,8 +154,10 @@ def test_kill_anywhere(scheduler: str, kills: int, job: Job) -> None:
     assert resumed_in_the_middle
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("scheduler", ["sync", "threads", "processes"])
+@pytest.mark.parametrize(
+    ("name", "scheduler"),
+    [("SIGINT", "sync"), ("SIGTERM", "threads"), ("SIGINT", "processes"), ("SIGTERM", "processes")],
+)
 def test_a_signal_stops_it_within_ten_seconds(name: str, scheduler: str, job: Job) -> None:
     output = job.folder / "out"
     process = job.start(output, "--scheduler", scheduler, "--workers", "2")
