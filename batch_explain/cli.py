@@ -76,8 +76,18 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--outputs",
     metavar="A,B",
-    help="Tables: predictions, engineered, raw (default: these, if they can be made), features.",
+    help="Tables: predictions, engineered, raw (default: these, if they can be made), features, reasons.",
 )
+@click.option("--top-k", metavar="N", help="Most reasons of a row and output (default: 5).")
+@click.option("--reasons", metavar="WHICH", help="by-magnitude (default), positive or negative.")
+@click.option("--reasons-level", metavar="LEVEL", help="raw (default, if there is a feature map) or engineered.")
+@click.option("--reasons-for", metavar="all|predicted", help="All outputs (default), or the predicted class.")
+@click.option(
+    "--reason-codes", metavar="FILE", help="CSV of feature, direction (positive, negative, empty), code, text."
+)
+@click.option("--missing-code", metavar="error|other", help="What a feature without a code is (default: error).")
+@click.option("--exclude-features", metavar="A,B", help="Features or groups that are never reasons.")
+@click.option("--group-features", metavar="FILE", help="CSV of feature, group: a group's importances add up.")
 @click.option("--scheduler", metavar="NAME|URL", help="processes (default), threads, sync, or tcp://host:port.")
 @click.option("--workers", metavar="N", help="Workers (default: one a core).")
 @click.option("--partition-rows", metavar="N", help="Most rows of one task (default: 100000).")
@@ -100,7 +110,7 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--sample-rows", metavar="N", help="Rows kept for plots (default: 2000; 0: none).")
 @click.option(
-    "--no-row-values", is_flag=True, default=None, help="Keep rows' own values out of the quarantine and the sample."
+    "--no-row-values", is_flag=True, default=None, help="Keep rows' own values out of quarantine, sample and reasons."
 )
 @click.option("--task-timeout", metavar="TIME", help="Longest time for one task, such as 10m (default: none).")
 @click.option(

@@ -10,19 +10,25 @@ from typing import Any
 from batch_explain.errors import OptionError
 
 TABLES = ("predictions", "engineered", "raw")  # unless --outputs says otherwise
-ALL_TABLES = (*TABLES, "features")
+REASONS = "reasons"
+ALL_TABLES = (*TABLES, "features", REASONS)
 SCHEDULERS = ("processes", "threads", "sync")
 
 DEFAULT_PARTITION_ROWS = 100_000
 DEFAULT_BATCH_ROWS = 10_000
 DEFAULT_SAMPLE_ROWS = 2_000
 DEFAULT_TABLE_MEMORY = 400_000_000  # bytes
+DEFAULT_TOP_K = 5
 
 _UNITS = {"": 1, "B": 1, **{f"{p}B": 1000 ** (i + 1) for i, p in enumerate("KMGT")}} | {
     f"{p}IB": 1024 ** (i + 1) for i, p in enumerate("KMGT")
 }
 _TIMES = {"": 1, "s": 1, "m": 60, "h": 3600}
 _SMALLEST_SIZE = 1_000_000  # bytes
+_OF_REASONS = (
+    "top_k", "reasons", "reasons_level", "reasons_for", "reason_codes", "missing_code", "exclude_features",
+    "group_features",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,24 @@ class RunOptions:
         (name in the model, name in the file) where the two differ.
     outputs : tuple of str or None
         Tables to write; None: all of predictions, engineered, raw that can be made. ``features``: the engineered
-        features' own values, from which a later run can explain without the model.
+        features' own values, from which a later run can explain without the model. ``reasons``: each row's most
+        important features.
+    top_k : int
+        Most reasons of a row and output.
+    reasons : str
+        ``by-magnitude``, or only the ``positive`` or the ``negative`` importances. None of them is ever 0.
+    reasons_level : str or None
+        ``raw`` or ``engineered`` features; None: raw ones where there is a feature map.
+    reasons_for : str
+        ``all`` outputs, or the ``predicted`` class alone.
+    reason_codes : str, optional
+        CSV of (feature, direction, code, text); the direction is ``positive``, ``negative``, or empty for either.
+    missing_code : str
+        A feature without a code is an ``error`` before the run begins, or gets the code ``other``.
+    exclude_features : tuple of str
+        Features, or groups of them, that are never reasons.
+    group_features : str, optional
+        CSV of (feature, group): the importances of a group's features add up to one reason.
     scheduler : str
         ``processes``, ``threads``, ``sync``, or the ``tcp://`` or ``tls://`` address of a Dask scheduler.
     workers : int or None
@@ -78,7 +101,7 @@ class RunOptions:
     sample_rows : int
         Rows that are kept for plots, with their values and importances; 0: none.
     no_row_values : bool
-        Keep the rows' own values out of the quarantine and the sample. Labels of cohorts are not rows' values.
+        Keep the rows' own values out of quarantine, sample and reasons. Labels of cohorts are not rows' values.
     task_timeout : float or None
         Seconds that one task may take; None: no limit.
     trust : tuple of str
@@ -104,6 +127,14 @@ class RunOptions:
     id_columns: tuple[str, ...] = ()
     columns_map: tuple[tuple[str, str], ...] = ()
     outputs: tuple[str, ...] | None = None
+    top_k: int = DEFAULT_TOP_K
+    reasons: str = "by-magnitude"
+    reasons_level: str | None = None
+    reasons_for: str = "all"
+    reason_codes: str | None = None
+    missing_code: str = "error"
+    exclude_features: tuple[str, ...] = ()
+    group_features: str | None = None
     scheduler: str = "processes"
     workers: int | None = None
     partition_rows: int = DEFAULT_PARTITION_ROWS
@@ -135,7 +166,7 @@ class RunOptions:
         for name in ("input", "output", "explainer"):
             if values.get(name) is None:
                 raise OptionError(f"The option '{name}' is missing: a run needs input, explainer and output.")
-        for name in ("input", "output", "explainer", "model", "feature_map"):
+        for name in ("input", "output", "explainer", "model", "feature_map", "reason_codes", "group_features"):
             if values.get(name) is not None:
                 values[name] = _path(name, values[name])
         values["id_columns"] = _names("id_columns", values.get("id_columns") or ())
@@ -144,10 +175,11 @@ class RunOptions:
         values["sha256"] = _fingerprints(values.get("sha256") or ())
         if values.get("outputs") is not None:
             values["outputs"] = _names("outputs", values["outputs"])
-        for name in ("workers", "partition_rows", "batch_rows", "limit"):
+        values = _reasons(values)
+        for name in ("workers", "partition_rows", "batch_rows", "limit", "top_k"):
             if values.get(name) is not None:
                 values[name] = _whole(name, values[name])
-            elif name in ("partition_rows", "batch_rows"):
+            elif name in ("partition_rows", "batch_rows", "top_k"):
                 values.pop(name, None)
         values["cohort"] = as_texts("cohort", values.get("cohort") or ())
         if values.get("sample_rows") is None:
@@ -175,6 +207,10 @@ class RunOptions:
         _one_of("check", self.check, ("sample", "all"))
         _one_of("dtype", self.dtype, ("float64", "float32"))
         _one_of("compression", self.compression, ("snappy", "zstd", "none"))
+        _one_of("reasons", self.reasons, ("by-magnitude", "positive", "negative"))
+        _one_of("reasons-level", self.reasons_level or "raw", ("raw", "engineered"))
+        _one_of("reasons-for", self.reasons_for, ("all", "predicted"))
+        _one_of("missing-code", self.missing_code, ("error", "other"))
         for name in ("overwrite", "resume", "no_row_values"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name} is {getattr(self, name)!r}. Use true or false.")
@@ -298,6 +334,22 @@ def _pairs(value: Any) -> tuple[tuple[str, str], ...]:
             )
         pairs.append((str(names[0]), str(names[1])))
     return tuple(pairs)
+
+
+def _reasons(values: dict[str, Any]) -> dict[str, Any]:
+    """Check that options of reasons are given together with what they need; those that are not keep their default."""
+    given = [name for name in _OF_REASONS if values.get(name) not in (None, (), [])]
+    if given and REASONS not in (values.get("outputs") or ()):
+        raise OptionError(
+            f"--{given[0].replace('_', '-')} is about reasons, which are not asked for. Name 'reasons' in --outputs, "
+            "or leave the option out."
+        )
+    if "missing_code" in given and "reason_codes" not in given:
+        raise OptionError("--missing-code says what a feature without a code gets. Pass the --reason-codes too.")
+    values = {name: value for name, value in values.items() if name not in _OF_REASONS or name in given}
+    if "exclude_features" in given:
+        values["exclude_features"] = tuple(dict.fromkeys(_names("exclude_features", values["exclude_features"])))
+    return values
 
 
 def _fingerprints(value: Any) -> tuple[tuple[str, str], ...]:

@@ -124,7 +124,7 @@ class Run:
         Parameters
         ----------
         level : str
-            ``predictions``, ``engineered``, ``raw``, ``features``, or ``quarantine``.
+            ``predictions``, ``engineered``, ``raw``, ``features``, ``reasons``, or ``quarantine``.
         output : str, optional
             Label of the output, where there are several.
 
@@ -143,7 +143,9 @@ class Run:
         tables = {**self.info["tables"], "quarantine": ["quarantine"]}
         if level not in tables:
             raise OptionError(f"The run has no table '{level}'; it has {', '.join(self.info['tables'])}.")
-        folder = level if level in ("predictions", "features", "quarantine") else importance_folder(level, output)
+        folder = (
+            level if level in ("predictions", "features", "reasons", "quarantine") else importance_folder(level, output)
+        )
         if folder not in tables[level]:
             labels = ", ".join(map(repr, self.outputs or []))
             raise OptionError(

@@ -170,15 +170,15 @@ class Artifacts:
         wanted = TABLES if asked is None else asked
         return tuple(table for table in ALL_TABLES if table not in missing and table in wanted)
 
-    def levels(self, tables: tuple[str, ...]) -> tuple[str, ...]:
+    def levels(self, tables: tuple[str, ...], reasons: str | None = None) -> tuple[str, ...]:
         """The importances that are computed and summarised for a run that writes these tables.
 
-        Raw ones always, where there is a map; engineered ones where their table is written, or there are no others.
+        Raw ones always, where there is a map; engineered ones where their table is written, the reasons are of this
+        level, or there are no others.
         """
         raw = self.explainer.feature_map is not None or self.explainer.featurizes
-        return tuple(
-            level for level, wanted in (("engineered", "engineered" in tables or not raw), ("raw", raw)) if wanted
-        )
+        engineered = "engineered" in (*tables, reasons) or not raw
+        return tuple(level for level, wanted in (("engineered", engineered), ("raw", raw)) if wanted)
 
     def explain(
         self, table: pa.Table, levels: tuple[str, ...] = ("engineered", "raw"), *, sparse: bool = False

@@ -12,7 +12,7 @@ import pyarrow as pa
 from batch_explain.engine.artifacts import Artifacts
 from batch_explain.engine.features import FEATURES
 from batch_explain.errors import BatchExplainError, OptionError
-from batch_explain.options import RunOptions
+from batch_explain.options import REASONS, RunOptions
 from batch_explain.storage.dataset import READ_BYTES
 from batch_explain.storage.tables import TableSpec
 from batch_explain.summary.sample import MAX_CELLS
@@ -24,6 +24,7 @@ _FEWEST_ROWS = 100  # of a batch: below it, a run would take for ever
 _KEPT_FREE = 0.85  # of the limit: what is not foreseen, and what the allocator keeps
 _TEXT_BYTES = 64  # of a value in the featurizer
 _CELL_BYTES = 40  # of a number of the sample, while it is collected and written
+_REASON_BYTES = 150  # of one reason, while it is found and written
 TIMED_ROWS, _TIMED_SECONDS = 256, 2.0
 _OVERHEAD = 1.3  # reading, writing and statistics, of the time to explain
 
@@ -55,8 +56,12 @@ def batch_rows(options: RunOptions, artifacts: Artifacts) -> int:
     OptionError
         If ``--memory-limit`` is too small for any batch.
     """
-    row = row_bytes(artifacts, options.outputs or ())
-    most = min(options.batch_rows, max(1, MAX_BATCH_BYTES // artifacts.row_bytes))
+    most_reasons = 0
+    if REASONS in (options.outputs or ()):
+        outputs = 1 if options.reasons_for == "predicted" else artifacts.explainer.n_outputs
+        most_reasons = outputs * min(options.top_k, len(artifacts.explainer.used))
+    row = row_bytes(artifacts, options.outputs or (), most_reasons)
+    most = min(options.batch_rows, max(1, MAX_BATCH_BYTES // (artifacts.row_bytes + _REASON_BYTES * most_reasons)))
     if options.memory_limit is None:
         return most
     base = base_bytes() + summary_bytes(artifacts)
@@ -80,11 +85,11 @@ def summary_bytes(artifacts: Artifacts) -> int:
     return SERIES_BYTES * min(series, MAX_QUANTILE_SERIES) + _CELL_BYTES * MAX_CELLS
 
 
-def row_bytes(artifacts: Artifacts, tables: Iterable[str]) -> int:
-    """What a row of a batch takes: as it is read, featurized, explained and written to these tables."""
+def row_bytes(artifacts: Artifacts, tables: Iterable[str], reasons: int) -> int:
+    """What a row of a batch takes: read, featurized, explained, with so many reasons, and written to these tables."""
     features = 16 * len(artifacts.features) if FEATURES in tables else 0
     raw = sum(_TEXT_BYTES if c.dtype is None or c.dtype.kind == "O" else 16 for c in artifacts.columns)
-    return raw + features + artifacts.row_bytes
+    return raw + features + _REASON_BYTES * reasons + artifacts.row_bytes
 
 
 def base_bytes() -> int:
@@ -99,11 +104,22 @@ def estimate(
     rows: int,
     of_a_batch: int,
     row_seconds: float | None,
+    reasons: int = 0,
 ) -> Estimate:
-    """Estimate a run of so many rows, in batches of so many; ``row_seconds`` are of all workers together."""
-    values = sum(_width(field.type) for specs in tables.values() for spec in specs for field in spec.schema)
+    """Estimate a run of so many rows, in batches of so many.
+
+    ``row_seconds`` are of all workers together, ``reasons`` the most that a row can have.
+    """
+    values = sum(
+        _width(field.type) * (reasons if level == REASONS else 1)
+        for level, specs in tables.items()
+        for spec in specs
+        for field in spec.schema
+    )
     return Estimate(
-        worker_bytes=base_bytes() + summary_bytes(artifacts) + min(rows, of_a_batch) * row_bytes(artifacts, tables),
+        worker_bytes=base_bytes()
+        + summary_bytes(artifacts)
+        + min(rows, of_a_batch) * row_bytes(artifacts, tables, reasons),
         output_bytes=rows * values,
         seconds=None if row_seconds is None else _OVERHEAD * rows * row_seconds,
     )

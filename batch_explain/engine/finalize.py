@@ -169,6 +169,7 @@ def _run_json(
         "tables": {level: [spec.folder for spec in specs] for level, specs in plan.tables.items()},
         "ids": list(plan.ids) or ["source_file", "source_row"],
         "summaries": _summaries(plan),
+        "reasons": None if plan.reasons is None else plan.reasons.describe(),
         "features": {
             "engineered": list(explainer.engineered_features),
             "raw": None if explainer.feature_map is None else list(explainer.raw_features or ()),

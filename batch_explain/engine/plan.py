@@ -19,10 +19,11 @@ from batch_explain.engine.artifacts import Artifacts
 from batch_explain.engine.cohorts import decide_cohorts, refuse_two_meanings
 from batch_explain.engine.estimate import batch_rows
 from batch_explain.engine.features import FEATURES, Origin, origin_of
+from batch_explain.engine.reasons import Reasons, decide_reasons, level_of_reasons
 from batch_explain.engine.schema import check_columns, id_fields, some_of
 from batch_explain.errors import OptionError, mask_secrets
 from batch_explain.explainers.bundle import artifact_digest
-from batch_explain.options import RunOptions
+from batch_explain.options import REASONS, RunOptions
 from batch_explain.storage.atomic import new_file, write_json
 from batch_explain.storage.dataset import InputFile, dataset_root, hive_keys, hive_types
 from batch_explain.storage.filesystems import Location
@@ -32,7 +33,7 @@ from batch_explain.summary import sample
 from batch_explain.summary.cohorts import Cohort, by_class
 from batch_explain.summary.tally import Layout
 
-VERSION = 4
+VERSION = 5
 
 # Features that no tree splits on are written as columns of zeros while there are at most so many of them: the table's
 # schema then stays the same when a retrained surrogate uses others. Beyond it they are only named in run.json.
@@ -72,7 +73,8 @@ class Plan:
         All files of the dataset, sorted by path; their schemas are not kept.
     partitions : tuple of Partition
     tables : dict
-        Level (``predictions``, ``engineered``, ``raw``) -> its tables, one an output.
+        Level (``predictions``, ``engineered``, ``raw``, ``features``, ``reasons``) -> its tables; importances have
+        one an output.
     levels : tuple of str
         The importances (``engineered``, ``raw``) that are computed and summarised.
     ids : tuple of str
@@ -87,6 +89,8 @@ class Plan:
         Columns by whose values rows are summarised apart.
     sample_rows : int
         Rows of the sample; 0: there is none.
+    reasons : Reasons or None
+        What the reasons are; None: there are none.
     batch_rows : int
         Rows of a batch: ``--batch-rows``, or fewer where rows are wide.
     sparse_rows : bool
@@ -115,6 +119,7 @@ class Plan:
     used: np.ndarray
     cohorts: tuple[Cohort, ...]
     sample_rows: int
+    reasons: Reasons | None
     batch_rows: int
     sparse_rows: bool
     learned: dict[str, Any]
@@ -167,6 +172,7 @@ class Plan:
             "used": self.used.tolist(),
             "cohorts": [cohort.to_json() for cohort in self.cohorts],
             "sample_rows": self.sample_rows,
+            "reasons": None if self.reasons is None else self.reasons.to_json(),
             "batch_rows": self.batch_rows,
             "sparse_rows": self.sparse_rows,
             "learned": self.learned,
@@ -246,6 +252,7 @@ class Plan:
             used=np.array(content["used"], dtype=np.int64),
             cohorts=tuple(map(Cohort.from_json, content["cohorts"])),
             sample_rows=content["sample_rows"],
+            reasons=Reasons.from_json(content["reasons"]),
             batch_rows=content["batch_rows"],
             sparse_rows=content["sparse_rows"],
             learned=content["learned"],
@@ -318,7 +325,7 @@ def make_plan(
     decisions += check_columns(options, readable, artifacts.columns, keys, engineered=artifacts.takes_engineered)
     decisions += _not_in_the_input(artifacts, readable)
     tables = artifacts.tables(options.outputs)
-    levels = artifacts.levels(tables)
+    levels = artifacts.levels(tables, level_of_reasons(options, artifacts))
     if options.outputs is None:
         decisions += [
             f"{level} is not written: it cannot be made" for level in ("predictions", "raw") if level not in tables
@@ -340,10 +347,12 @@ def make_plan(
         decisions.append(f"a trial: only the first {options.limit} rows are explained")
     cohorts: tuple[Cohort, ...] = ()
     sample_rows = 0
+    reasons = None
     if prediction is not None:
+        reasons, noted_of_reasons = decide_reasons(options, artifacts, readable, keys)
         cohorts, noted = _cohorts(options, readable, keys, artifacts, levels)
         sample_rows, noted_too = _sample_rows(options, artifacts)
-        decisions += noted + noted_too
+        decisions += noted_of_reasons + noted + noted_too
     if not id_columns:
         decisions.append("rows are identified by source_file and source_row, because no --id-columns were given")
     elif not options.id_columns:
@@ -354,7 +363,9 @@ def make_plan(
         partitions=tuple(cut(readable, options.partition_rows, options.limit)),
         tables={}
         if prediction is None
-        else _tables(artifacts, tables, ids, written, origin, prediction=prediction, stored=_STORED[options.dtype]),
+        else _tables(
+            artifacts, tables, ids, written, origin, reasons, prediction=prediction, stored=_STORED[options.dtype]
+        ),
         levels=levels,
         ids=id_columns,
         hive=keys,
@@ -363,6 +374,7 @@ def make_plan(
         used=artifacts.explainer.used,
         cohorts=cohorts,
         sample_rows=sample_rows,
+        reasons=reasons,
         batch_rows=of_a_batch,
         sparse_rows=origin.sparse,
         learned=artifacts.explainer.learned(),
@@ -475,6 +487,7 @@ def _tables(
     ids: list[pa.Field],
     written: np.ndarray,
     origin: Origin,
+    reasons: Reasons | None,
     *,
     prediction: pa.DataType,
     stored: pa.DataType,
@@ -495,6 +508,12 @@ def _tables(
                 values += [pa.field(f"probability_{label}", pa.float64()) for label in classes or ()]
             _refuse_collisions(ids, [value.name for value in values], level)
             tables[level] = (TableSpec.create(level, [*ids, *values], {**common, "table": level}),)
+            continue
+        if level == REASONS:
+            assert reasons is not None
+            _refuse_collisions(ids, [value.name for value in reasons.fields], level)
+            about = {"level": reasons.level, "for": "predicted" if reasons.predicted else "all"}
+            tables[level] = (TableSpec.create(level, [*ids, *reasons.fields], {**common, "table": level, **about}),)
             continue
         _refuse_collisions(ids, features[level], level)
         if level == FEATURES:

@@ -17,9 +17,11 @@ from threadpoolctl import threadpool_limits
 from batch_explain.engine.artifacts import Artifacts, name_outputs
 from batch_explain.engine.plan import Partition, Plan, artifact_digests, changed_versions, versions
 from batch_explain.engine.quarantine import QUARANTINE
-from batch_explain.engine.task import Context, batches_of, explain_batch, write_batch
+from batch_explain.engine.reason_lines import reason_lines
+from batch_explain.engine.recompute_reasons import one_line_a_row, rows_of_lines
+from batch_explain.engine.task import Context, batches_of, explain_batch, ids_of, write_batch
 from batch_explain.errors import BadDataError, BatchExplainError, OptionError
-from batch_explain.options import RunOptions
+from batch_explain.options import REASONS, RunOptions
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.receipts import Receipt
 from batch_explain.storage.tables import SOURCE_IDS, PartWriter, part_path
@@ -133,7 +135,8 @@ def explain_again(
             partition = context.plan.partitions[receipt.index]
             try:
                 rows = explained_rows(output, partition, receipt)
-                compared += _compare_partition(output, context, partition, rows, numbers, report)
+                lines = receipt.statistics["lines_of_reasons"]
+                compared += _compare_partition(output, context, partition, rows, numbers, lines, report)
             except (BatchExplainError, OSError, MemoryError) as error:
                 wrong = f"could not be explained again ({_sentence(error)})"
                 report(partition.file.path, wrong, "Restore the input that the run read")
@@ -190,7 +193,13 @@ def _context(output: Location, plan_json: dict[str, Any], trust: tuple[str, ...]
 
 
 def _compare_partition(
-    output: Location, context: Context, partition: Partition, rows: np.ndarray, numbers: np.ndarray, report: Report
+    output: Location,
+    context: Context,
+    partition: Partition,
+    rows: np.ndarray,
+    numbers: np.ndarray,
+    lines: Sequence[int],
+    report: Report,
 ) -> int:
     """Compare chosen rows of a partition with what is stored of them; the number of rows.
 
@@ -203,6 +212,8 @@ def _compare_partition(
         Positions in the file of the rows that its parts hold.
     numbers : ndarray of int
         Which of them to compare.
+    lines : sequence of int
+        Reasons of each batch.
     report : Report
     """
     plan, compared = context.plan, 0
@@ -213,14 +224,18 @@ def _compare_partition(
             folder: pq.ParquetFile(stack.enter_context(output.join(part_path(folder, partition.index)).open_arrow()))
             for folder in folders
         }
-        for table, first in batches_of(plan, partition):
+        stops = np.cumsum(lines)
+        for (table, first), start, stop in zip(batches_of(plan, partition), stops - lines, stops, strict=False):
             if first > rows[numbers[-1]]:
                 break
             low, high = np.searchsorted(rows, [first, first + table.num_rows])
             here = numbers[(numbers >= low) & (numbers < high)]
             if not len(here):
                 continue
-            read = {folder: _rows_of_part(parquet, here) for folder, parquet in stored.items()}
+            read = {
+                folder: _rows_of_part(parquet, here if folder != REASONS else np.arange(start, stop))
+                for folder, parquet in stored.items()
+            }
             batch = table if high - low == table.num_rows else table.take(pa.array(rows[low:high] - first))
             for folder, found in _compare_batch(context, partition, batch, rows[low:high], here - low, read).items():
                 differ[folder] = differ[folder].and_then(found) if folder in differ else found
@@ -262,28 +277,63 @@ def _compare_batch(
     everything = np.arange(table.num_rows)
     for positions in ([chosen] if alone else []) + [everything]:
         try:
-            computed = _tables_of(context, partition, table.take(pa.array(positions)), rows[positions])
+            computed, of_rows = _tables_of(context, partition, table.take(pa.array(positions)), rows[positions])
         except BadDataError:
             if positions is everything:  # else: its message counts the rows of the wrong table
                 raise
             continue
-        mine = pa.array(np.searchsorted(positions, chosen))
-        wrong = {
-            folder: difference
-            for folder, found in stored.items()
-            if (difference := _difference(context.plan, folder, found, computed[folder].take(mine), rows[chosen]))
-        }
+        mine = np.searchsorted(positions, chosen)
+        wrong = {}
+        for folder, found in stored.items():
+            if folder == REASONS:
+                pair = _reasons_of_rows(context, partition, table, rows, found, chosen, computed[folder], of_rows, mine)
+            else:
+                pair = found, computed[folder].take(pa.array(mine))
+            if difference := _difference(context.plan, folder, *pair, rows[chosen]):
+                wrong[folder] = difference
         if not wrong:
             break
     return wrong
 
 
-def _tables_of(context: Context, partition: Partition, table: pa.Table, rows: np.ndarray) -> dict[str, pa.Table]:
-    """What a task would write for rows."""
+def _reasons_of_rows(
+    context: Context,
+    partition: Partition,
+    table: pa.Table,
+    rows: np.ndarray,
+    stored: pa.Table,
+    chosen: np.ndarray,
+    computed: pa.Table,
+    of_rows: np.ndarray,
+    mine: np.ndarray,
+) -> tuple[pa.Table, pa.Table]:
+    """Stored and computed reasons of the chosen rows, a line for each row.
+
+    ``stored`` are all of the batch, ``computed`` those of the rows that were computed: ``of_rows`` is the row of each
+    line, and ``mine`` are the chosen ones among these rows.
+    """
+    reasons, outputs = context.plan.reasons, context.artifacts.labels or ()
+    assert reasons is not None
+    if stored.num_rows == computed.num_rows:  # of the whole batch
+        where = of_rows
+    else:
+        where = rows_of_lines(reasons, stored, ids_of(context.plan, table, partition, rows), outputs)
+    return (
+        one_line_a_row(reasons, stored, where, chosen, outputs),
+        one_line_a_row(reasons, computed, of_rows, mine, outputs),
+    )
+
+
+def _tables_of(
+    context: Context, partition: Partition, table: pa.Table, rows: np.ndarray
+) -> tuple[dict[str, pa.Table], np.ndarray]:
+    """What a task would write for rows; and which of them each line of the reasons belongs to."""
     recalculated = _Recalculated(context.plan)
     batch = explain_batch(context, table, partition, int(rows[0]))
-    write_batch(recalculated, context.plan, table, batch, partition, rows)
-    return recalculated.tables
+    write_batch(recalculated, context, table, batch, partition, rows)
+    reasons = context.plan.reasons
+    of_rows = np.array([]) if reasons is None else reason_lines(reasons, batch, table, context.artifacts).rows
+    return recalculated.tables, of_rows
 
 
 def _rows_of_part(parquet: pq.ParquetFile, positions: np.ndarray) -> pa.Table:

@@ -20,8 +20,8 @@ from batch_explain.storage.receipts import (
 
 # Places are compared by what is in them; how, where and how patiently the work is done changes no result.
 _FREE = {
-    "input", "output", "model", "explainer", "feature_map", "overwrite", "resume", "scheduler", "workers",
-    "task_timeout", "memory_limit", "max_bad_rows", "max_bad_files", "sha256",
+    "input", "output", "model", "explainer", "feature_map", "reason_codes", "group_features", "overwrite", "resume",
+    "scheduler", "workers", "task_timeout", "memory_limit", "max_bad_rows", "max_bad_files", "sha256",
 }  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def resumed(fresh: Plan) -> Plan:
             "Restore it, or start anew with --overwrite."
         )
     versions = ", ".join(changed_versions(before["versions"], now["versions"]))
-    if any(before[name] != now[name] for name in ("tables", "partitions", "cohorts", "sample_rows")):
+    if any(before[name] != now[name] for name in ("tables", "partitions", "cohorts", "sample_rows", "reasons")):
         raise OptionError(
             f"The run in {output} cannot be resumed: this program or its libraries would make other tables, "
             f"partitions or summaries ({versions or 'the versions are the same'}). Finish it with the ones that "
@@ -91,7 +91,7 @@ def _changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _changed_artifacts(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    was, given = before["artifacts"], now["artifacts"]
+    was, given = ({**plan["artifacts"], **(plan["reasons"] or {}).get("sources", {})} for plan in (before, now))
     return [f"the {name} is another file" for name in sorted({*was, *given}) if was.get(name) != given.get(name)]
 
 

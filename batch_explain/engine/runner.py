@@ -228,6 +228,7 @@ def _estimate(plan: Plan, artifacts: Artifacts) -> Estimate:
         rows=plan.rows,
         of_a_batch=plan.batch_rows,
         row_seconds=None if seconds is None else seconds / tasks,
+        reasons=0 if plan.reasons is None else plan.reasons.most(artifacts.explainer.n_outputs),
     )
 
 

@@ -34,6 +34,7 @@ from batch_explain.engine.quarantine import (
     without_value,
     write_quarantine,
 )
+from batch_explain.engine.reason_lines import reason_lines
 from batch_explain.errors import (
     BadDataError,
     IntegrityError,
@@ -41,6 +42,7 @@ from batch_explain.errors import (
     StoppedError,
     UnreadableFileError,
 )
+from batch_explain.options import REASONS
 from batch_explain.storage.atomic import FileRecord
 from batch_explain.storage.attempts import attempt
 from batch_explain.storage.dataset import hive_value, read_batches
@@ -88,6 +90,7 @@ class _Tally:
     imputed: dict[str, int] = field(default_factory=dict)
     padded: dict[str, int] = field(default_factory=dict)
     bad: list[BadRow] = field(default_factory=list)
+    reasons: list[int] = field(default_factory=list)
     unreadable: str | None = None
 
 
@@ -147,6 +150,7 @@ def _work(context: Context, partition: Partition, output: Location) -> Receipt:
             "padded": tally.padded,
             "reasons": kinds(row.reason for row in tally.bad),
             "unreadable": tally.unreadable,
+            "lines_of_reasons": tally.reasons,  # of each batch
         },
         worker={
             "host": platform.node(),
@@ -197,7 +201,9 @@ def _write_parts(context: Context, partition: Partition, output: Location) -> tu
                 _check_format(context, batch, partition)
                 rows = table.take(kept) if bad else table
                 _count(tally, context, rows, batch, partition, first + kept)
-                write_batch(writer, plan, rows, batch, partition, first + kept)
+                tally.reasons.append(write_batch(writer, context, rows, batch, partition, first + kept))
+            else:
+                tally.reasons.append(0)
         if tally.rows + len(tally.bad) != partition.rows:
             raise IntegrityError(
                 f"{_rows_of(partition)} gave {tally.rows} rows instead of {partition.rows}. The file was changed "
@@ -452,16 +458,24 @@ def _partial(context: Context, tally: _Tally) -> Partial:
 
 
 def write_batch(
-    writer: PartWriter, plan: Plan, table: pa.Table, batch: Batch, partition: Partition, rows: np.ndarray
-) -> None:
-    """Write a batch to all tables; ``rows`` are the positions of its rows in the file."""
-    ids = _ids(plan, table, partition, rows)
+    writer: PartWriter, context: Context, table: pa.Table, batch: Batch, partition: Partition, rows: np.ndarray
+) -> int:
+    """Write a batch to all tables; ``rows`` are the positions of its rows in the file. The number of its reasons."""
+    plan, lines = context.plan, 0
+    ids = ids_of(plan, table, partition, rows)
     for level, specs in plan.tables.items():
         if level == "predictions":
             writer.write(specs[0].folder, [*ids, *_predictions(batch, specs[0]).values()])
             continue
         if level == FEATURES:
             writer.write(level, [*ids, *feature_arrays(batch.matrix, needed(plan.used))])
+            continue
+        if level == REASONS:
+            assert plan.reasons is not None
+            reasons = reason_lines(plan.reasons, batch, table, context.artifacts)
+            of_rows = pa.array(reasons.rows)
+            writer.write(level, [*(array.take(of_rows) for array in ids), *reasons.columns])
+            lines = len(reasons.rows)
             continue
         values = batch.engineered if level == "engineered" else batch.raw
         assert values is not None
@@ -471,9 +485,11 @@ def write_batch(
         for output, spec in enumerate(specs):
             arrays = [zeros if at < 0 else pa.array(values[output, at].astype(stored, copy=False)) for at in position]
             writer.write(spec.folder, [*ids, *arrays])
+    return lines
 
 
-def _ids(plan: Plan, table: pa.Table, partition: Partition, rows: np.ndarray) -> list[pa.Array]:
+def ids_of(plan: Plan, table: pa.Table, partition: Partition, rows: np.ndarray) -> list[pa.Array]:
+    """Ids of rows, as every table has them; ``rows`` are their positions in the file."""
     if not plan.ids:
         return [
             pa.repeat(pa.scalar(partition.file.path), table.num_rows),

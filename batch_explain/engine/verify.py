@@ -23,7 +23,7 @@ from batch_explain.engine.plan import Partition, Plan
 from batch_explain.engine.quarantine import QUARANTINE
 from batch_explain.engine.recompute import Recomputed, Share, explain_again, stored_options
 from batch_explain.errors import BatchExplainError, IntegrityError, InterruptedRunError, OptionError, mask_secrets
-from batch_explain.options import RunOptions
+from batch_explain.options import REASONS, RunOptions
 from batch_explain.results import is_finished
 from batch_explain.storage.atomic import FileRecord, json_bytes, sha256_of
 from batch_explain.storage.attempts import ATTEMPTS_FOLDER
@@ -377,6 +377,8 @@ class _Checker:
             for record in receipt.files:
                 folder = str(PurePosixPath(record.path).parent)
                 rows = receipt.rows_explained if folder in specs else receipt.rows_quarantined
+                if folder == REASONS:
+                    rows = sum(receipt.statistics["lines_of_reasons"])
                 if self.is_sound(record.path) and self.is_sound(receipt_path(receipt.index)):
                     parts.append((record.path, rows, specs.get(folder)))
         for part, wrong in _in_threads(self._check_footer, parts):

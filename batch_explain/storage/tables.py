@@ -67,7 +67,11 @@ class TableSpec:
 
         Importances hardly repeat: there, a dictionary would cost more than the rest of the write.
         """
-        return [f.name for f in self.schema if self.folder == "features" or pa.types.is_string(f.type)]
+        return [
+            f.name
+            for f in self.schema
+            if self.folder == "features" or pa.types.is_string(f.type) or pa.types.is_dictionary(f.type)
+        ]
 
     @classmethod
     def create(cls, folder: str, fields: Sequence[pa.Field], metadata: dict[str, Any]) -> "TableSpec":
