@@ -500,8 +500,9 @@ def _print_run(run: "Run", top: int = 5) -> None:
         pairs.append(("model", info["artifacts"]["model"]["kind"]))
     pairs.append(("explainer", info["artifacts"]["explainer"]["description"]))
     pairs.append(("surrogate fidelity", _fidelity(info["fidelity"])))
+    written = {file["path"] for file in info["files"]}
     for level in ("raw", "engineered"):
-        if info["features"][level]:
+        if f"summary/{level}.parquet" in written and info["features"][level]:
             pairs.append((f"top {level} features", _top(run, level, top)))
     pairs += [("warning", warning) for warning in info["warnings"]]
     pairs.append(("results", str(run.location)))

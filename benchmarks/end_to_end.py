@@ -448,6 +448,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="run the script with downsample=False too, the reference then being all rows (default: yes)",
     )
     add("--minutes", type=float, default=12, help="begin no repeat that would end later; 0: no limit (default: 12)")
+    add("--reasons", action="store_true", help="with --engineered: what reasons cost, beside runs without them")
     add("--engineered", action="store_true", help="another case: 1,000,000 rows of engineered parquet, no SDK needed")
     add("--tiny", action="store_true", help="2,000 rows, once: correctness only, for CI")
     add("--folder", type=Path, help="keep models, rows and references here (default: a temporary folder)")

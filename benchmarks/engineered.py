@@ -2,6 +2,7 @@
 
 A LightGBM user's own case, without the Azure SDK: a model text of 100 trees x 31 leaves x 50 features, and a feature
 map from 20 raw features. Rows a second are of the time in which tasks run; start-up and closing are reported apart.
+`--reasons` measures what reasons cost instead: runs with them beside a run without, all taking turns.
 """
 
 from __future__ import annotations
@@ -26,6 +27,13 @@ WAYS = {
     "run": [],
     "run --scheduler threads": ["--scheduler", "threads"],
     "run --workers 1": ["--workers", "1"],
+}
+TOP_K = 5
+WITH_REASONS = {
+    "run": [],
+    "run, reasons too": ["--outputs", "engineered,raw,reasons"],
+    "run, engineered reasons too": ["--outputs", "engineered,raw,reasons", "--reasons-level", "engineered"],
+    "run --outputs reasons": ["--outputs", "reasons"],
 }
 
 
@@ -66,7 +74,7 @@ def prepare(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def judge(spec: dict[str, Any]) -> dict[str, Any]:
-    """Compare fixed rows of a run with LightGBM's own pred_contrib."""
+    """Compare fixed rows of a run with LightGBM's own pred_contrib: importances, and reasons by the importances."""
     import lightgbm
     import numpy as np
     import pyarrow.dataset as ds
@@ -80,7 +88,22 @@ def judge(spec: dict[str, Any]) -> dict[str, Any]:
     engineered = booster.predict(given, pred_contrib=True)[:, :-1]
     weights = np.eye(RAW)[np.arange(FEATURES) % RAW]
     largest, explained = 0.0, []
-    for level, expected in (("engineered", engineered), ("raw", engineered @ weights)):
+    both = {"engineered": engineered, "raw": engineered @ weights}
+    if (run / "reasons").exists():
+        info = json.loads((run / "run.json").read_text())["reasons"]
+        expected = both[info["level"]]
+        table = ds.dataset(sorted(map(str, (run / "reasons").glob("*.parquet"))))
+        ids = table.to_table(columns=["row"])["row"].to_numpy()
+        explained.append(len(ids) // TOP_K if np.array_equal(ids, np.repeat(np.arange(total), TOP_K)) else 0)
+        lines = table.take((positions[:, None] * TOP_K + np.arange(TOP_K)).ravel()).to_pandas()
+        chosen = lines.feature.astype(str).str[1:].astype(int).to_numpy()  # f7, r7
+        found = lines.importance.to_numpy().reshape(-1, TOP_K)
+        sizes = -np.sort(-np.abs(expected), axis=1)[:, :TOP_K]
+        own = np.take_along_axis(expected, chosen.reshape(-1, TOP_K), axis=1)
+        largest = max(float(np.abs(found - own).max()), float(np.abs(np.abs(found) - sizes).max()))
+    for level, expected in both.items():
+        if not (run / level).exists():
+            continue
         table = ds.dataset(sorted(map(str, (run / level).glob("*.parquet"))))
         ids = table.to_table(columns=["row"])["row"].to_numpy()
         explained.append(len(ids) if np.array_equal(ids, np.arange(total)) else 0)
@@ -96,10 +119,11 @@ def main(options: argparse.Namespace, folder: Path, machine: dict[str, Any]) -> 
     facts = _step("prepare_engineered", {"folder": str(folder), "rows": options.rows}, folder)
     arguments = ["--input", str(folder / "input"), "--explainer", str(folder / "model.txt"), "--id-columns", "row"]
     arguments += ["--feature-map", str(folder / "map.parquet")]
-    runs: dict[str, list[EngineRun]] = {way: [] for way in WAYS}
+    ways = WITH_REASONS if options.reasons else WAYS
+    runs: dict[str, list[EngineRun]] = {way: [] for way in ways}
     problems = []
     for number in range(options.repeat):
-        for way, extra in WAYS.items():
+        for way, extra in ways.items():
             print(f"{way} ({number + 1} of {options.repeat})", file=sys.stderr, flush=True)
             out = folder / "scratch"
             shutil.rmtree(out, ignore_errors=True)
@@ -127,6 +151,8 @@ def main(options: argparse.Namespace, folder: Path, machine: dict[str, Any]) -> 
     )
     headings += ("peak RSS MB", "kernel")
     common.print_table(title, headings, [_line(result) for result in results])
+    if options.reasons and results:
+        _print_costs(results)
     for problem in problems:
         print(f"PROBLEM: {problem}")
     if options.json:
@@ -159,6 +185,15 @@ def _result(way: str, runs: list[EngineRun], rows: int) -> dict[str, Any]:
         "treeshap": runs[0].info["treeshap"],
         "additivity": runs[0].info["additivity"],
     }
+
+
+def _print_costs(results: list[dict[str, Any]]) -> None:
+    """What a run takes more than the run without reasons."""
+    without, *others = results
+    for result in others:
+        time = result["explain_seconds"]["median"] / without["explain_seconds"]["median"] - 1
+        cpu = result["cpu_us_per_row"]["median"] - without["cpu_us_per_row"]["median"]
+        print(f"{result['way']}: {time:+.0%} of the time in which tasks run, {cpu:+.2f} µs of CPU a row")
 
 
 def _line(result: dict[str, Any]) -> list[str]:
