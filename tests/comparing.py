@@ -8,7 +8,9 @@ import pandas as pd
 
 from batch_explain.results import Run
 
-RESULT_FOLDERS = ("predictions", "engineered", "raw", "features", "quarantine", "summary", "feature_map.parquet")
+RESULT_FOLDERS = (
+    "predictions", "engineered", "raw", "features", "reasons", "quarantine", "summary", "feature_map.parquet",
+)  # fmt: skip
 
 
 def frame_of(run: Run, level: str, output: str | None = None) -> pd.DataFrame:

@@ -110,8 +110,9 @@ class Reasons:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The stored form, in the plan."""
-        return asdict(self)
+        """The stored form, in the plan: as it comes back from JSON."""
+        candidates = [{**asdict(each), "members": list(each.members)} for each in self.candidates]
+        return {**asdict(self), "candidates": candidates, "excluded": list(self.excluded)}
 
     @classmethod
     def from_json(cls, content: dict[str, Any] | None) -> "Reasons | None":
