@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,50 +28,6 @@ class Lines:
     columns: list[pa.Array]
 
 
-@dataclass(frozen=True)
-class _Labels:
-    """Which output stands for which class.
-
-    Parameters
-    ----------
-    outputs : tuple of str or None
-        Name of each output; None for a single one.
-    classes : tuple or None
-        The teacher's label of each output; the two classes of a single one; None where no classes are known.
-    """
-
-    outputs: tuple[str, ...] | None
-    classes: tuple[Any, ...] | None
-
-    @classmethod
-    def of(cls, artifacts: Artifacts) -> "_Labels":
-        """Those of a model and its explainer."""
-        return cls(artifacts.labels, artifacts.surrogate_labels)
-
-    def _predicted(self, batch: Batch) -> np.ndarray:
-        """Position of each row's predicted class; -1 where it is none of them."""
-        assert batch.predictions is not None and self.classes is not None
-        return np.asarray(pd.Index(self.classes).get_indexer(pd.Index(batch.predictions.prediction)))
-
-    def rows_of(self, output: int, batch: Batch, *, predicted: bool) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Rows whose reasons an output gives (None: all), and their importances' signs (None: as they are)."""
-        if not predicted:
-            return None, None
-        position = self._predicted(batch)
-        if self.outputs is None:  # positive importances push toward the second class
-            return None, np.where(position == 0, -1.0, 1.0)
-        return np.flatnonzero(position == output), None
-
-    def column(self, outputs: np.ndarray, rows: np.ndarray, batch: Batch, *, predicted: bool) -> pa.Array:
-        """The output of each line; null for a single one, unless it is a predicted class."""
-        if self.outputs is not None:
-            return _texts(outputs, self.outputs)
-        if predicted:
-            assert self.classes is not None
-            return _texts(self._predicted(batch)[rows], [str(label) for label in self.classes])
-        return pa.DictionaryArray.from_arrays(pa.nulls(len(rows), pa.int32()), pa.array([], pa.string()))
-
-
 def reason_lines(reasons: Reasons, batch: Batch, table: pa.Table, artifacts: Artifacts) -> Lines:
     """Find the reasons of a batch.
 
@@ -84,15 +39,15 @@ def reason_lines(reasons: Reasons, batch: Batch, table: pa.Table, artifacts: Art
         Its rows as they were read.
     artifacts : Artifacts
     """
-    labels = _Labels.of(artifacts)
     values = batch.engineered if reasons.level == "engineered" else batch.raw
     assert values is not None
+    predicted = _predicted(batch, artifacts) if reasons.predicted else None
     found = []
     for output, importances in enumerate(values):
-        chosen, signs = labels.rows_of(output, batch, predicted=reasons.predicted)
+        chosen = None if predicted is None or artifacts.labels is None else np.flatnonzero(predicted == output)
         sums = _of_candidates(reasons, importances if chosen is None else importances[:, chosen])
-        if signs is not None:
-            sums = sums * signs
+        if predicted is not None and chosen is None:  # the single output pushes toward the second class
+            sums = sums * np.where(predicted == 0, -1.0, 1.0)
         rows, ranks, features = largest(_sizes(sums, reasons.which), reasons.top_k)
         importance = sums[features, rows]
         if chosen is not None:
@@ -100,7 +55,7 @@ def reason_lines(reasons: Reasons, batch: Batch, table: pa.Table, artifacts: Art
         found.append((rows, np.full(len(rows), output), ranks, features, importance))
     rows, outputs, ranks, features, importance = found[0] if len(found) == 1 else _merged(found)
     columns = [
-        labels.column(outputs, rows, batch, predicted=reasons.predicted),
+        _outputs(artifacts, outputs, None if predicted is None else predicted[rows]),
         pa.array((ranks + 1).astype(np.int32)),
         _texts(features, [candidate.name for candidate in reasons.candidates]),
         pa.array(importance.astype(reasons.dtype, copy=False)),
@@ -112,6 +67,21 @@ def reason_lines(reasons: Reasons, batch: Batch, table: pa.Table, artifacts: Art
     if reasons.coded:
         columns += _codes(reasons, features, importance)
     return Lines(rows, columns)
+
+
+def _predicted(batch: Batch, artifacts: Artifacts) -> np.ndarray:
+    """Position of each row's predicted class among those that the surrogate knows; -1: none of them."""
+    assert batch.predictions is not None
+    return np.asarray(pd.Index(artifacts.surrogate_labels or ()).get_indexer(pd.Index(batch.predictions.prediction)))
+
+
+def _outputs(artifacts: Artifacts, outputs: np.ndarray, predicted: np.ndarray | None) -> pa.Array:
+    """The output of each line; null for a single one, unless it is for the predicted class."""
+    if artifacts.labels is not None:
+        return _texts(outputs, artifacts.labels)
+    if predicted is not None:
+        return _texts(predicted, [str(label) for label in artifacts.surrogate_labels or ()])
+    return pa.DictionaryArray.from_arrays(pa.nulls(len(outputs), pa.int32()), pa.array([], pa.string()))
 
 
 def _sizes(importances: np.ndarray, which: str) -> np.ndarray:
@@ -169,7 +139,7 @@ def _numbers(
         own = np.full((len(reasons.candidates), table.num_rows), np.nan)
         for at, candidate in enumerate(reasons.candidates):
             if candidate.column is not None:
-                own[at] = table[candidate.column].cast(pa.float64()).to_numpy()
+                own[at] = table[candidate.column].cast(pa.float64(), safe=False).to_numpy()
         values = own[features, rows]
     return pa.array(values, from_pandas=True)
 

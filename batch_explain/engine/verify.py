@@ -538,6 +538,9 @@ def _contradiction(receipt: Receipt, plan: Plan, partition: Partition, tables: S
             f"does not add up: {receipt.rows_in} rows were read, {receipt.rows_explained} explained, "
             f"{receipt.rows_quarantined} quarantined"
         )
+    lines, batches = receipt.statistics.get("lines_of_reasons"), -(-partition.rows // plan.batch_rows)
+    if receipt.rows_explained and not (isinstance(lines, list) and [type(each) for each in lines] == [int] * batches):
+        return "does not say how many reasons each batch has"
     found = Counter(record.path for record in receipt.files)
     folders = [*tables, *([QUARANTINE] if receipt.rows_quarantined else [])]
     expected = Counter(part_path(folder, partition.index) for folder in folders)
