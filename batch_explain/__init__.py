@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from batch_explain.drift import compare_runs
     from batch_explain.engine.export import export_bundle
     from batch_explain.engine.inspect import inspect_artifact
     from batch_explain.engine.runner import explain_dataset
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Run",
     "__version__",
+    "compare_runs",
     "explain_dataset",
     "export_bundle",
     "inspect_artifact",
@@ -30,6 +32,7 @@ __all__ = [
 
 # resolved at first use, so that 'batch-explain --help' imports nothing heavy
 _PLACES = {
+    "compare_runs": ("batch_explain.drift", "compare_runs"),
     "export_bundle": ("batch_explain.engine.export", "export_bundle"),
     "explain_dataset": ("batch_explain.engine.runner", "explain_dataset"),
     "inspect_artifact": ("batch_explain.engine.inspect", "inspect_artifact"),

@@ -13,9 +13,17 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 import batch_explain
-from batch_explain.errors import BatchExplainError, InterruptedRunError, OptionError, OutputRefusedError, mask_secrets
+from batch_explain.errors import (
+    BatchExplainError,
+    DriftError,
+    InterruptedRunError,
+    OptionError,
+    OutputRefusedError,
+    mask_secrets,
+)
 
 if TYPE_CHECKING:
+    from batch_explain.drift import Comparison
     from batch_explain.engine.status import Status
     from batch_explain.engine.verify import Verification
     from batch_explain.events import Observer
@@ -39,7 +47,8 @@ _TRACEBACK_VARIABLE = "BATCH_EXPLAIN_TRACEBACK"
 def cli() -> None:
     """Explain every row of a scoring run.
 
-    Exit codes: 0 done; 1 bug; 2 nothing started; 3 bad rows or files; 5 stopped half-way; 6 results do not add up.
+    Exit codes: 0 done; 1 bug; 2 nothing started; 3 bad rows or files; 4 drift above its limit; 5 stopped half-way;
+    6 results do not add up.
     """
 
 
@@ -112,6 +121,8 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--no-row-values", is_flag=True, default=None, help="Keep rows' own values out of quarantine, sample and reasons."
 )
+@click.option("--baseline", metavar="RUN", help="A finished run, or a saved explanation, to compare this run with.")
+@click.option("--max-drift", metavar="X", help="Exit 4 where 1 - nDCG of the importances' ranking is above X (0 to 1).")
 @click.option("--task-timeout", metavar="TIME", help="Longest time for one task, such as 10m (default: none).")
 @click.option(
     "--trust",
@@ -139,9 +150,20 @@ def run(config: str | None, **given: Any) -> None:
         with _observers(quiet, log_format) as observers:
             return batch_explain.explain_dataset(observers=observers, **values)
 
-    finished = _guarded(explain)
+    drifted: list[DriftError] = []
+
+    def complete() -> "Run":
+        try:
+            return explain()
+        except DriftError as error:
+            drifted.append(error)
+            return batch_explain.open_run(values["output"])
+
+    finished = _guarded(complete)
     if not quiet:
         _print_run(finished)
+    for error in drifted:
+        _fail(error)
 
 
 @cli.command()
@@ -280,12 +302,65 @@ def summarize(run: str, cohort: tuple[str, ...], output: str, quiet: bool) -> No
         _print_pairs([*pairs, ("results", output)])
 
 
+@cli.command()
+@click.argument("run", metavar="RUN")
+@click.argument("baseline", metavar="BASELINE")
+@click.option("--max-drift", metavar="X", help="Exit 4 where 1 - nDCG of the worst output is above X (0 to 1).")
+@click.option("--level", metavar="raw|engineered", help="Whose importances (default: raw, where both have them).")
+@click.option("--top", default=15, show_default=True, type=click.IntRange(min=0), help="Features that are shown.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--output", metavar="FILE", help="Write this JSON to a file too.")
+def compare(
+    run: str, baseline: str, max_drift: str | None, level: str | None, top: int, as_json: bool, output: str | None
+) -> None:
+    """Compare the finished run RUN with BASELINE: another run, or an explanation saved by interpret-community.
+
+    Exit codes: 0 compared; 2 they cannot be; 4 the drift is above --max-drift.
+    """
+
+    def work() -> "Comparison":
+        from batch_explain.options import drift_limit
+
+        limit = None if max_drift is None else drift_limit(max_drift)
+        found = batch_explain.compare_runs(run, baseline, level=level, max_drift=limit)
+        if output is not None:
+            _write_comparison(output, found.to_json())
+        return found
+
+    found = _guarded(work, _ASK_AGAIN)
+    if as_json:
+        click.echo(json.dumps(found.to_json(), ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        from batch_explain.engine.compare_text import headlines, moved_most
+
+        _print_pairs(headlines(found))
+        if top:
+            click.echo()
+            Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(moved_most(found, top))
+    sys.exit(DriftError.exit_code if found.above_limit else 0)
+
+
 def main() -> None:
     """Entry point of the ``batch-explain`` command."""
     try:
         cli()
     finally:
         logging.disable(logging.CRITICAL)  # last words of Dask's futures would bury the paragraph
+
+
+def _write_comparison(path: str, content: dict[str, Any]) -> None:
+    from batch_explain.storage.atomic import write_json
+    from batch_explain.storage.filesystems import Location
+
+    place = Location(path)
+    try:
+        write_json(place.parent, place.name, content)
+    except OSError as error:
+        raise OutputRefusedError(
+            f"The comparison cannot be written to {place}: {error}. Choose another place."
+        ) from error
 
 
 def _read_config(path: str | None) -> dict[str, Any]:
@@ -500,6 +575,9 @@ def _print_run(run: "Run", top: int = 5) -> None:
         pairs.append(("model", info["artifacts"]["model"]["kind"]))
     pairs.append(("explainer", info["artifacts"]["explainer"]["description"]))
     pairs.append(("surrogate fidelity", _fidelity(info["fidelity"])))
+    if drift := info["drift"]:
+        limit = "" if drift["max_drift"] is None else f" (limit {drift['max_drift']:g})"
+        pairs.append(("drift (1 - nDCG)", f"{drift['drift']:.4f}{limit} from {drift['baseline']['location']}"))
     written = {file["path"] for file in info["files"]}
     for level in ("raw", "engineered"):
         if f"summary/{level}.parquet" in written and info["features"][level]:

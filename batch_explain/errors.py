@@ -75,6 +75,15 @@ class ArtifactError(BatchExplainError):
     exit_code = 2
 
 
+# Whoever watches the model must act: the results are complete.
+
+
+class DriftError(BatchExplainError):
+    """The run is finished, and further from its baseline than ``--max-drift`` allows."""
+
+    exit_code = 4
+
+
 # Whoever runs the machines must act: started, stopped half-way.
 
 

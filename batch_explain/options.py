@@ -102,6 +102,11 @@ class RunOptions:
         Rows that are kept for plots, with their values and importances; 0: none.
     no_row_values : bool
         Keep the rows' own values out of quarantine, sample and reasons. Labels of cohorts are not rows' values.
+    baseline : str or None
+        A finished run, or a saved explanation of interpret-community, that the run is compared with.
+    max_drift : float or None
+        How far the ranking of importances may be from the baseline's: 1 - nDCG, from 0 to 1. Beyond it the run ends,
+        complete, with an error.
     task_timeout : float or None
         Seconds that one task may take; None: no limit.
     trust : tuple of str
@@ -150,6 +155,8 @@ class RunOptions:
     cohort: tuple[str, ...] = ()
     sample_rows: int = DEFAULT_SAMPLE_ROWS
     no_row_values: bool = False
+    baseline: str | None = None
+    max_drift: float | None = None
     task_timeout: float | None = None
     trust: tuple[str, ...] = ()
     sha256: tuple[tuple[str, str], ...] = ()
@@ -166,7 +173,8 @@ class RunOptions:
         for name in ("input", "output", "explainer"):
             if values.get(name) is None:
                 raise OptionError(f"The option '{name}' is missing: a run needs input, explainer and output.")
-        for name in ("input", "output", "explainer", "model", "feature_map", "reason_codes", "group_features"):
+        paths = ("input", "output", "explainer", "model", "feature_map", "reason_codes", "group_features", "baseline")
+        for name in paths:
             if values.get(name) is not None:
                 values[name] = _path(name, values[name])
         values["id_columns"] = _names("id_columns", values.get("id_columns") or ())
@@ -194,6 +202,8 @@ class RunOptions:
             values.pop("max_bad_files", None)
         else:
             values["max_bad_files"] = _whole("max_bad_files", values["max_bad_files"], at_least=0)
+        if values.get("max_drift") is not None:
+            values["max_drift"] = drift_limit(values["max_drift"])
         if values.get("task_timeout") is not None:
             values["task_timeout"] = _seconds("task_timeout", values["task_timeout"])
         for name in ("table_memory", "memory_limit"):
@@ -223,6 +233,8 @@ class RunOptions:
                 f"--scheduler is '{self.scheduler}'. Use processes, threads, sync, or the address of a running "
                 "Dask scheduler such as tcp://host:8786."
             )
+        if self.max_drift is not None and self.baseline is None:
+            raise OptionError("--max-drift needs something to compare with. Pass --baseline too.")
         if self.outputs is not None:
             if not self.outputs:
                 raise OptionError("--outputs names no table. Name at least one of " + ", ".join(ALL_TABLES) + ".")
@@ -389,6 +401,17 @@ def _seconds(name: str, value: Any) -> float:
     if not seconds:
         raise OptionError(f"{option} is '{value}'. Use a time such as 90s, 10m or 2h.")
     return seconds
+
+
+def drift_limit(value: Any) -> float:
+    """A number from 0 to 1. Raises OptionError."""
+    try:
+        limit = float(value)
+    except (TypeError, ValueError):
+        limit = -1.0
+    if not 0 <= limit <= 1:
+        raise OptionError(f"--max-drift is '{value}'. Use a number from 0 to 1, such as 0.1: it is 1 - nDCG.")
+    return limit
 
 
 def _count_or_share(name: str, value: Any) -> str:

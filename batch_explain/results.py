@@ -110,6 +110,25 @@ class Run:
             raise OptionError("The run has no sample: it had no rows, or --sample-rows 0.")
         return found
 
+    def sketches(self) -> pd.DataFrame:
+        """The distributions of importances, of the features' own values and of predictions, as counts.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``kind``, ``level``, ``output``, ``feature``, ``bin``, ``bucket``, ``category``, ``count``: see
+            :func:`batch_explain.summary.sketches.sketches_table`.
+
+        Raises
+        ------
+        OptionError
+            If the run, of an earlier version, kept none.
+        """
+        found = self._frame("summary/sketches.parquet")
+        if found is None:
+            raise OptionError("The run has no sketches: an earlier version of this program made it. Run again.")
+        return found
+
     def _frame(self, path: str) -> pd.DataFrame | None:
         place = self.location.join(path)
         if not place.exists():

@@ -89,7 +89,7 @@ def leftovers(output: Path) -> list[str]:
     return [name for name in names if name.endswith(".tmp") or "attempts" in name or "lock" in name]
 
 
-SUMMARIES = ("engineered.json", "engineered.parquet", "analysis.json", "sample.parquet")
+SUMMARIES = ("engineered.json", "engineered.parquet", "analysis.json", "sample.parquet", "sketches.parquet")
 
 
 def wait_for_lock(process: "subprocess.Popen[str]", output: Path) -> float:

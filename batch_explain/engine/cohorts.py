@@ -51,7 +51,7 @@ def decide_cohorts(
         raise OptionError(f"--cohort names {some_of(repeated)} more than once. Name each column once.")
     require(files, names, keys, what="cohort column", cure="Name columns that the files have by --cohort.")
     types = {name: _type(name, files, keys) for name in names}
-    ranges, read = _ranges_to_read(files, limit)
+    ranges, read = ranges_to_read(files, limit)
     in_files = [each.column for each in parsed if each.column not in keys and each.edges is None]
     tables = _read(ranges, in_files) if in_files else []
     decided = []
@@ -107,7 +107,9 @@ def _plain_chunks(column: pa.ChunkedArray, kind: pa.DataType) -> Iterator[pa.Arr
         yield (chunk.dictionary_decode() if pa.types.is_dictionary(chunk.type) else chunk).cast(kind, safe=False)
 
 
-def _ranges_to_read(files: Sequence[InputFile], limit: int | None) -> tuple[list[tuple[InputFile, int, int]], str]:
+def ranges_to_read(
+    files: Sequence[InputFile], limit: int | None, most: int = LOOKED_AT
+) -> tuple[list[tuple[InputFile, int, int]], str]:
     """Ranges of rows to look at, and how they are called: all, or the beginnings of evenly spaced row groups."""
     groups, left = [], sum(file.rows for file in files) if limit is None else limit
     for file in files:
@@ -118,16 +120,16 @@ def _ranges_to_read(files: Sequence[InputFile], limit: int | None) -> tuple[list
             left -= min(rows, left)
             start += rows
     total = sum(stop - start for _, start, stop in groups)
-    if total <= LOOKED_AT and len(groups) <= _RANGES:
+    if total <= most and len(groups) <= _RANGES:
         return groups, f"all {total:,} rows"
-    if total <= LOOKED_AT and len({file.path for file, _, _ in groups}) <= _RANGES:
+    if total <= most and len({file.path for file, _, _ in groups}) <= _RANGES:
         whole: dict[str, tuple[InputFile, int, int]] = {}
         for file, start, stop in groups:
             whole[file.path] = (file, whole.get(file.path, (file, start, stop))[1], stop)
         return list(whole.values()), f"all {total:,} rows"
     number = min(_RANGES, len(groups))
     chosen = [groups[at * len(groups) // number] for at in range(number)]
-    chosen = [(file, start, min(stop, start + LOOKED_AT // number)) for file, start, stop in chosen]
+    chosen = [(file, start, min(stop, start + most // number)) for file, start, stop in chosen]
     read = sum(stop - start for _, start, stop in chosen)
     return chosen, f"{read:,} of {total:,} rows (the beginnings of {number} evenly spaced row groups)"
 

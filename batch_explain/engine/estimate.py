@@ -16,6 +16,7 @@ from batch_explain.options import REASONS, RunOptions
 from batch_explain.storage.dataset import READ_BYTES
 from batch_explain.storage.tables import TableSpec
 from batch_explain.summary.sample import MAX_CELLS
+from batch_explain.summary.sketches import MAX_FEATURES
 from batch_explain.summary.tally import MAX_QUANTILE_SERIES, SERIES_BYTES
 
 # A batch is made smaller than --batch-rows where its importances would take more memory than this.
@@ -79,10 +80,11 @@ def batch_rows(options: RunOptions, artifacts: Artifacts) -> int:
 
 
 def summary_bytes(artifacts: Artifacts) -> int:
-    """What a partition's summary takes: counts for quantiles, but for cohorts, and its part of the sample."""
+    """What a partition's summary takes: counts for quantiles, but for cohorts, its sketches and part of the sample."""
     explainer = artifacts.explainer
     series = explainer.n_outputs * (len(explainer.used) + len(explainer.raw_features or ()))
-    return SERIES_BYTES * min(series, MAX_QUANTILE_SERIES) + _CELL_BYTES * MAX_CELLS
+    counted = min(series, MAX_QUANTILE_SERIES) + min(len(artifacts.columns), MAX_FEATURES)
+    return SERIES_BYTES * counted + _CELL_BYTES * MAX_CELLS
 
 
 def row_bytes(artifacts: Artifacts, tables: Iterable[str], reasons: int) -> int:

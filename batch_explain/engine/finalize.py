@@ -1,18 +1,22 @@
 """Closing a run: all receipts there, rows in = rows out, summaries merged in partition order, then ``_SUCCESS``."""
 
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 import batch_explain
+from batch_explain.drift import DRIFT_PATH
 from batch_explain.engine import additivity
 from batch_explain.engine.artifacts import Artifacts
+from batch_explain.engine.baseline import compared
 from batch_explain.engine.plan import Plan, map_digest, versions
 from batch_explain.engine.quarantine import by_count
 from batch_explain.engine.task import peak_rss_bytes
 from batch_explain.errors import IntegrityError, mask_secrets
+from batch_explain.results import Run
 from batch_explain.storage.atomic import FileRecord, sha256_of, write_json
 from batch_explain.storage.attempts import forget_attempts
 from batch_explain.storage.filesystems import Location
@@ -22,6 +26,7 @@ from batch_explain.storage.tables import write_table
 from batch_explain.summary import fidelity
 from batch_explain.summary.partials import merge_partials
 from batch_explain.summary.quantiles import RELATIVE_ERROR, SMALLEST
+from batch_explain.summary.sketches import SKETCHES_PATH, sketches_table
 from batch_explain.summary.tables import (
     ANALYSIS_PATH,
     SAMPLE_PATH,
@@ -67,9 +72,22 @@ def finalize(plan: Plan, artifacts: Artifacts, timings: dict[str, float]) -> dic
         files.append(_write_feature_map(output, artifacts))
     files += _write_summaries(plan, artifacts, output, receipts)
     content = _run_json(plan, artifacts, receipts, timings, files)
+    _add_drift(plan, output, content)
     record = write_json(output, "run.json", content)
     write_json(output, "_SUCCESS", {"run.json": record.sha256})
     return content
+
+
+def _add_drift(plan: Plan, output: Location, content: dict[str, Any]) -> None:
+    """Compare the run, whose summaries are there, with its baseline; ``run.json`` has the outcome."""
+    if plan.options.baseline is None:
+        if (place := output.join(DRIFT_PATH)).exists():  # of an attempt to close this run that had one
+            place.fs.rm_file(place.path)
+        return
+    found = compared(Run(output, content), plan.options.baseline, plan.options.max_drift)
+    record = write_json(output, DRIFT_PATH, found.to_json())
+    content["files"].append(asdict(record))
+    content["drift"] = found.headline()
 
 
 def _receipt(output: Location, plan: Plan, index: int) -> Receipt:
@@ -113,7 +131,7 @@ def _write_summaries(plan: Plan, artifacts: Artifacts, output: Location, receipt
     explainer = artifacts.explainer
     names = {"engineered": explainer.engineered_features, "raw": explainer.raw_features or ()}
     layout = plan.layout(len(names["raw"]), explainer.n_outputs)
-    statistics, sample = merge_partials(output, receipts, layout, plan.sampling)
+    statistics, sketched, sample = merge_partials(output, receipts, layout, plan.sketches, plan.sampling)
     tables = summary_tables(
         layout,
         statistics,
@@ -127,6 +145,11 @@ def _write_summaries(plan: Plan, artifacts: Artifacts, output: Location, receipt
         records.append(write_table(output, summary_path(name, "parquet"), table))
         records.append(write_json(output, summary_path(name, "json"), summary_json(name, table)))
     records.append(write_json(output, ANALYSIS_PATH, analysis_json(tables, _expected_values(artifacts))))
+    computed = {**names, "engineered": [names["engineered"][at] for at in explainer.used]}
+    sketches = sketches_table(
+        layout, statistics, plan.sketches, sketched, features=computed, outputs=artifacts.labels or [None]
+    )
+    records.append(write_table(output, SKETCHES_PATH, sketches, compression="zstd"))
     if sample is not None:
         records.append(write_table(output, SAMPLE_PATH, sample))
     return records
@@ -179,6 +202,7 @@ def _run_json(
             "feature_map_sha256": map_digest(explainer.feature_map),
         },
         "fidelity": None if faith is None else faith.describe(),
+        "drift": None,
         "additivity": {
             "check": plan.options.check,
             "rows_checked": sum(receipt.statistics["additivity_rows"] for receipt in receipts),

@@ -21,6 +21,7 @@ from batch_explain.engine.estimate import batch_rows
 from batch_explain.engine.features import FEATURES, Origin, origin_of
 from batch_explain.engine.reasons import Reasons, decide_reasons, level_of_reasons
 from batch_explain.engine.schema import check_columns, id_fields, some_of
+from batch_explain.engine.sketches import decide_sketches
 from batch_explain.errors import OptionError, mask_secrets
 from batch_explain.explainers.bundle import artifact_digest
 from batch_explain.options import REASONS, RunOptions
@@ -31,9 +32,10 @@ from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE
 from batch_explain.storage.tables import TableSpec, importance_folder
 from batch_explain.summary import sample
 from batch_explain.summary.cohorts import Cohort, by_class
+from batch_explain.summary.sketches import Sketch
 from batch_explain.summary.tally import Layout
 
-VERSION = 5
+VERSION = 6
 
 # Features that no tree splits on are written as columns of zeros while there are at most so many of them: the table's
 # schema then stays the same when a retrained surrogate uses others. Beyond it they are only named in run.json.
@@ -87,6 +89,8 @@ class Plan:
         Positions of the engineered features that have a column, and of those that can be other than zero.
     cohorts : tuple of Cohort
         Columns by whose values rows are summarised apart.
+    sketches : tuple of Sketch
+        Distributions of values and predictions that are kept.
     sample_rows : int
         Rows of the sample; 0: there is none.
     reasons : Reasons or None
@@ -118,6 +122,7 @@ class Plan:
     written: np.ndarray
     used: np.ndarray
     cohorts: tuple[Cohort, ...]
+    sketches: tuple[Sketch, ...]
     sample_rows: int
     reasons: Reasons | None
     batch_rows: int
@@ -171,6 +176,7 @@ class Plan:
             "written": self.written.tolist(),
             "used": self.used.tolist(),
             "cohorts": [cohort.to_json() for cohort in self.cohorts],
+            "sketches": [sketch.to_json() for sketch in self.sketches],
             "sample_rows": self.sample_rows,
             "reasons": None if self.reasons is None else self.reasons.to_json(),
             "batch_rows": self.batch_rows,
@@ -251,6 +257,7 @@ class Plan:
             written=np.array(content["written"], dtype=np.int64),
             used=np.array(content["used"], dtype=np.int64),
             cohorts=tuple(map(Cohort.from_json, content["cohorts"])),
+            sketches=tuple(map(Sketch.from_json, content["sketches"])),
             sample_rows=content["sample_rows"],
             reasons=Reasons.from_json(content["reasons"]),
             batch_rows=content["batch_rows"],
@@ -346,13 +353,22 @@ def make_plan(
     if options.limit is not None:
         decisions.append(f"a trial: only the first {options.limit} rows are explained")
     cohorts: tuple[Cohort, ...] = ()
+    sketches: tuple[Sketch, ...] = ()
     sample_rows = 0
     reasons = None
     if prediction is not None:
         reasons, noted_of_reasons = decide_reasons(options, artifacts, readable, keys)
         cohorts, noted = _cohorts(options, readable, keys, artifacts, levels)
         sample_rows, noted_too = _sample_rows(options, artifacts)
-        decisions += noted_of_reasons + noted + noted_too
+        sketches, left_out = decide_sketches(
+            artifacts,
+            readable,
+            keys,
+            dict(options.columns_map),
+            limit=options.limit,
+            row_values=not options.no_row_values,
+        )
+        decisions += noted_of_reasons + noted + noted_too + left_out
     if not id_columns:
         decisions.append("rows are identified by source_file and source_row, because no --id-columns were given")
     elif not options.id_columns:
@@ -373,6 +389,7 @@ def make_plan(
         written=written,
         used=artifacts.explainer.used,
         cohorts=cohorts,
+        sketches=sketches,
         sample_rows=sample_rows,
         reasons=reasons,
         batch_rows=of_a_batch,

@@ -22,6 +22,7 @@ from batch_explain.storage.receipts import (
 _FREE = {
     "input", "output", "model", "explainer", "feature_map", "reason_codes", "group_features", "overwrite", "resume",
     "scheduler", "workers", "task_timeout", "memory_limit", "max_bad_rows", "max_bad_files", "sha256",
+    "baseline", "max_drift",
 }  # fmt: skip
 
 
@@ -53,7 +54,8 @@ def resumed(fresh: Plan) -> Plan:
             "Restore it, or start anew with --overwrite."
         )
     versions = ", ".join(changed_versions(before["versions"], now["versions"]))
-    if any(before[name] != now[name] for name in ("tables", "partitions", "cohorts", "sample_rows", "reasons")):
+    fixed = ("tables", "partitions", "cohorts", "sketches", "sample_rows", "reasons")
+    if any(before[name] != now[name] for name in fixed):
         raise OptionError(
             f"The run in {output} cannot be resumed: this program or its libraries would make other tables, "
             f"partitions or summaries ({versions or 'the versions are the same'}). Finish it with the ones that "

@@ -14,6 +14,7 @@ from scipy.sparse import issparse
 from threadpoolctl import threadpool_limits
 
 from batch_explain.engine.artifacts import Artifacts, Batch, name_outputs
+from batch_explain.engine.baseline import check_baseline, check_compared, refuse_drift
 from batch_explain.engine.estimate import TIMED_ROWS, Estimate, cores, estimate, time_of_a_row
 from batch_explain.engine.executors import executor_for
 from batch_explain.engine.finalize import finalize
@@ -61,7 +62,8 @@ def explain_dataset(*, observers: Sequence[Observer] = (), **options: Any) -> Ru
     Raises
     ------
     BatchExplainError
-        One of its kinds: see :mod:`batch_explain.errors`.
+        One of its kinds: see :mod:`batch_explain.errors`. A ``DriftError`` comes after the run is finished, and
+        :func:`open_run` opens it.
 
     Examples
     --------
@@ -89,14 +91,18 @@ def run(options: RunOptions, observers: Sequence[Observer] = ()) -> Run:
         model = artifacts.teacher.kind if artifacts.teacher is not None else "no model"
         emit(ArtifactsLoaded(loaded - started, artifacts.explainer.description, model))
         plan, artifacts = plan_run(options, files, artifacts)
+        check_baseline(plan, artifacts)
         if claim.resumes:
             plan = resumed(plan)
         planned = time.perf_counter()
         expected = _estimate(plan, artifacts)
         emit(RunPlanned(len(files), plan.rows, len(plan.partitions), str(output), **dataclasses.asdict(expected)))
         if claim.resumes and is_finished(output):
+            found = open_run(options.output)
+            check_compared(found, options)
             emit(RunFinished(plan.rows, time.perf_counter() - started, str(output)))
-            return open_run(options.output)
+            refuse_drift(found, options.max_drift)
+            return found
     with contextlib.ExitStack() as stack:
         # the engine owns the cores; OpenMP is held to one thread where tasks run, because its limit is a thread's own
         with threadpool_limits(1, user_api="blas"), executor_for(Context(plan, artifacts)) as executor:
@@ -129,7 +135,9 @@ def run(options: RunOptions, observers: Sequence[Observer] = ()) -> Run:
         with _storage_errors(output):
             finalize(plan, artifacts, timings)
             emit(RunFinished(plan.rows, time.perf_counter() - started, str(output)))
-            return open_run(options.output)
+            found = open_run(options.output)
+    refuse_drift(found, options.max_drift)
+    return found
 
 
 @contextlib.contextmanager

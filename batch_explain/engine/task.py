@@ -35,6 +35,7 @@ from batch_explain.engine.quarantine import (
     write_quarantine,
 )
 from batch_explain.engine.reason_lines import reason_lines
+from batch_explain.engine.sketches import count_sketches
 from batch_explain.errors import (
     BadDataError,
     IntegrityError,
@@ -53,6 +54,7 @@ from batch_explain.storage.tables import PartWriter, TableSpec
 from batch_explain.summary import fidelity
 from batch_explain.summary.partials import Partial, write_partial
 from batch_explain.summary.sample import Pieces, sample_rows
+from batch_explain.summary.sketches import SketchCounts, SketchTally
 from batch_explain.summary.tally import Layout, Statistics, Tally
 from batch_explain.teachers.columns import BadValueError
 
@@ -83,6 +85,7 @@ class _Tally:
     read: int = 0
     rows: int = 0
     summed: Tally | None = None
+    sketched: SketchTally | None = None
     sampled: Pieces = field(default_factory=Pieces)
     followed: fidelity.Fidelity | None = None
     residual: float | None = None
@@ -382,6 +385,7 @@ def _count(
     artifacts = context.artifacts
     tally.rows += batch.margins.shape[1]
     _summarise(tally, context, table, batch)
+    _sketch(tally, context, table, batch)
     _sample(tally, context, table, batch, partition, rows)
     for total, counts in ((tally.imputed, batch.imputed), (tally.padded, batch.padded)):
         for column, count in counts.items():
@@ -412,14 +416,24 @@ def _summarise(tally: _Tally, context: Context, table: pa.Table, batch: Batch) -
     values = {"engineered": batch.engineered, "raw": batch.raw}
     codes = {}
     for cohort in plan.cohorts:
-        if cohort.predicted:
-            assert batch.predictions is not None
-            labels = batch.predictions.prediction
-            column = _prediction(labels, pa.string()) if labels.dtype.kind in "OUS" else pa.array(labels)
-        else:
-            column = table[cohort.name]
+        column = _predicted(batch) if cohort.predicted else table[cohort.name]
         codes[cohort.name] = cohort.codes(column)
     tally.summed.add({level: found for level, found in values.items() if found is not None}, codes)
+
+
+def _predicted(batch: Batch) -> pa.Array | None:
+    if batch.predictions is None:
+        return None
+    labels = batch.predictions.prediction
+    return _prediction(labels, pa.string()) if labels.dtype.kind in "OUS" else pa.array(labels)
+
+
+def _sketch(tally: _Tally, context: Context, table: pa.Table, batch: Batch) -> None:
+    sketches = context.plan.sketches
+    if tally.sketched is None:
+        tally.sketched = SketchTally(sketches)
+    rows = _model_columns(context, table)
+    count_sketches(tally.sketched, sketches, context.artifacts, rows, batch, _predicted(batch))
 
 
 def _sample(
@@ -453,8 +467,9 @@ def _sample(
 
 def _partial(context: Context, tally: _Tally) -> Partial:
     statistics = Statistics.empty(context.layout) if tally.summed is None else tally.summed.statistics()
+    sketches = SketchCounts.empty(context.plan.sketches) if tally.sketched is None else tally.sketched.counts()
     sampled = tally.sampled.tables()  # of one schema: a partition is of one file
-    return Partial(statistics, sampled[0] if sampled else None)
+    return Partial(statistics, sketches, sampled[0] if sampled else None)
 
 
 def write_batch(

@@ -33,6 +33,7 @@ from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE
 from batch_explain.storage.receipts import Receipt, partial_path, read_receipt, receipt_path
 from batch_explain.storage.tables import TableSpec, part_path
 from batch_explain.summary.partials import merge_partials
+from batch_explain.summary.sketches import SKETCHES_PATH, sketches_table
 from batch_explain.summary.tables import (
     ANALYSIS_PATH,
     SAMPLE_PATH,
@@ -46,7 +47,8 @@ RUN_FILE, SUCCESS_FILE = "run.json", "_SUCCESS"
 
 _THREADS = 8
 _WRITTEN_AT_THE_END = re.compile(
-    r"feature_map\.parquet|summary/((engineered|raw|cohorts)\.(parquet|json)|sample\.parquet|analysis\.json)"
+    r"feature_map\.parquet|summary/((engineered|raw|cohorts)\.(parquet|json)|(sample|sketches)\.parquet"
+    r"|(analysis|drift)\.json)"
 )
 _WORKING_FILES = (LOCK_FILE, f"{ATTEMPTS_FOLDER}/")  # a killed process leaves them, and nobody reads them
 
@@ -444,7 +446,11 @@ class _Checker:
             used = [at for at, name in enumerate(self.info["features"]["engineered"]) if name not in zero]
             outputs = self.info["outputs"] or [None]
             layout = plan.layout(len(features.get("raw") or ()), len(outputs))
-            statistics, sample = merge_partials(self.output, self.receipts.values(), layout, plan.sampling)
+            statistics, sketched, sample = merge_partials(
+                self.output, self.receipts.values(), layout, plan.sketches, plan.sampling
+            )
+            computed = {**features, "engineered": [self.info["features"]["engineered"][at] for at in used]}
+            sketches = sketches_table(layout, statistics, plan.sketches, sketched, features=computed, outputs=outputs)
             tables = summary_tables(
                 layout,
                 statistics,
@@ -461,6 +467,7 @@ class _Checker:
         for name, table in tables.items():
             self._check_summary(summary_path(name, "parquet"), table)
             self._check_summary(summary_path(name, "json"), json_bytes(summary_json(name, table)))
+        self._check_summary(SKETCHES_PATH, sketches)
         if sample is not None:
             self._check_summary(SAMPLE_PATH, sample)
 

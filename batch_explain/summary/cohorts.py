@@ -5,7 +5,8 @@ every task counts the same groups and merging them needs no further decision.
 """
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -159,9 +160,9 @@ class Asked:
                 f"cohort '{self.column}': cut at the given edges"
             )
         array = _plain(values)
-        counted = None if numeric and pa.types.is_floating(kind) else array.drop_null().value_counts()
+        by_text = None if numeric and pa.types.is_floating(kind) else count_labels(array)
         parts = self.parts
-        if numeric and parts is None and (counted is None or len(counted) > MAX_GROUPS):
+        if numeric and parts is None and (by_text is None or len(by_text) > MAX_GROUPS):
             parts = _PARTS
         if parts is not None:
             edges = _quantile_edges(array, parts)
@@ -169,18 +170,29 @@ class Asked:
             return Cohort(self.column, interval_labels(edges), edges), (
                 f"cohort '{self.column}': cut at {parts}-quantiles of {read}: {shown}"
             )
-        assert counted is not None
-        labels, counts = _texts(counted.field(0)), counted.field(1).to_pylist()
-        by_text: dict[str, int] = {}
-        for label, count in zip(labels, counts, strict=True):
-            by_text[str(label)] = by_text.get(str(label), 0) + count
-        kept = sorted(by_text, key=lambda label: (-by_text[label], label))[:MAX_GROUPS]
+        assert by_text is not None
+        kept = most_frequent(by_text, MAX_GROUPS)
         if numeric:
             kept.sort(key=float)
         else:
             kept.sort()
         rest = f"; {len(by_text) - len(kept)} rarer ones are under 'other'" if len(by_text) > len(kept) else ""
         return Cohort(self.column, tuple(kept)), f"cohort '{self.column}': {len(kept)} values found in {read}{rest}"
+
+
+def count_labels(values: pa.Array | pa.ChunkedArray) -> Counter[str]:
+    """How often each label occurs; rows without a value are left out."""
+    counted = _plain(values).drop_null().value_counts()
+    found: Counter[str] = Counter()
+    for label, count in zip(_texts(counted.field(0)), counted.field(1).to_pylist(), strict=True):
+        if label is not None:
+            found[label] += count
+    return found
+
+
+def most_frequent(counts: Mapping[str, int], most: int) -> list[str]:
+    """The labels that occur most often; of equally frequent ones the first by name."""
+    return sorted(counts, key=lambda label: (-counts[label], label))[:most]
 
 
 def by_class(classes: Sequence[Any]) -> Cohort | None:

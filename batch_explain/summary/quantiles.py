@@ -19,7 +19,7 @@ SMALLEST, LARGEST = 2.0**LOWEST, 2.0 ** (LOWEST + OCTAVES)
 PERCENTS = (1, 5, 25, 50, 75, 95, 99)
 ABSOLUTE_PERCENTS = (50, 95)
 
-_ZERO = OCTAVES << MANTISSA_BITS  # its place: those of negative values lie before it, of positive ones behind
+ZERO_PLACE = OCTAVES << MANTISSA_BITS  # the places of negative values lie before it, of positive ones behind
 _SHIFT = 52 - MANTISSA_BITS
 
 
@@ -65,7 +65,9 @@ class Buckets:
     def absolute(self) -> "Buckets":
         """Counts of the absolute values."""
         series, place = self.codes >> PLACE_BITS, self.codes & ((1 << PLACE_BITS) - 1)
-        codes, inverse = np.unique(series << PLACE_BITS | (_ZERO + np.abs(place - _ZERO)), return_inverse=True)
+        codes, inverse = np.unique(
+            series << PLACE_BITS | (ZERO_PLACE + np.abs(place - ZERO_PLACE)), return_inverse=True
+        )
         counts = np.zeros(len(codes), np.int64)
         np.add.at(counts, inverse.ravel(), self.counts)
         return Buckets(codes, counts)
@@ -89,7 +91,7 @@ class Buckets:
 
 def values_of(places: np.ndarray) -> np.ndarray:
     """The value that stands for each bucket: as far, relatively, from its lower end as from its upper one."""
-    offset = places - _ZERO
+    offset = places - ZERO_PLACE
     key = np.abs(offset) - 1
     low = np.ldexp(1 + (key & (2**MANTISSA_BITS - 1)) / 2**MANTISSA_BITS, (key >> MANTISSA_BITS) + LOWEST)
     high = low + np.ldexp(2.0**-MANTISSA_BITS, (key >> MANTISSA_BITS) + LOWEST)
@@ -135,8 +137,8 @@ class NumpyCounter:
         series = first + np.arange(n)[:, None] + n * group[None]
         bits = np.ascontiguousarray(values).view(np.int64)
         key = ((bits & 0x7FFFFFFFFFFFFFFF) >> _SHIFT) - ((1023 + LOWEST) << MANTISSA_BITS)
-        key = np.clip(key, -1, _ZERO - 1) + 1
-        place = _ZERO + np.where(bits < 0, -key, key)
+        key = np.clip(key, -1, ZERO_PLACE - 1) + 1
+        place = ZERO_PLACE + np.where(bits < 0, -key, key)
         codes, counts = np.unique(series << PLACE_BITS | place, return_counts=True)
         self.add_counts(codes, counts.astype(np.int64))
 

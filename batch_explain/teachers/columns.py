@@ -23,6 +23,7 @@ _BECOMES: dict[str, set[str]] = {
     "datetime": {"datetime", "date", "text", "null"},
     "text": {"text", "bool", "integer", "float", "date", "datetime", "null"},
 }
+_WEEK = 7 * 24 * 60 * 60  # seconds
 _TRAINED_KINDS = {"i": "integer", "u": "integer", "f": "float", "b": "bool", "M": "datetime", "O": "text"}
 
 
@@ -187,6 +188,22 @@ def to_matrix(table: pa.Table, columns: Sequence[str], positions: np.ndarray, wi
         else:
             matrix[position] = _numbers(Column(name), _flat(values))
     return matrix.T
+
+
+def as_numbers(values: pa.ChunkedArray, column: Column) -> np.ndarray:
+    """The numbers that the model reads of a column of numbers, in float64; NaN where there is none."""
+    if column.dtype is None:
+        return _numbers(column, _flat(values))
+    return np.asarray(_CONVERTERS[column.dtype.kind](column, _flat(values)), dtype=np.float64)
+
+
+def as_weeks(values: pa.ChunkedArray, column: Column) -> np.ndarray:
+    """The weeks since 1970-01-01 of a column of dates, whole numbers in float64; NaN where there is none."""
+    flat = _flat(values)
+    if kind_of(flat.type) == "text":
+        flat = _moments_of_text(column, _trimmed(flat))
+    seconds = flat.cast(pa.timestamp("s", getattr(flat.type, "tz", None)), safe=False).cast(pa.int64())
+    return np.floor(np.asarray(seconds.cast(pa.float64()).to_numpy(zero_copy_only=False)) / _WEEK)
 
 
 def _flat(values: pa.ChunkedArray) -> pa.Array:
