@@ -123,6 +123,7 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--baseline", metavar="RUN", help="A finished run, or a saved explanation, to compare this run with.")
 @click.option("--max-drift", metavar="X", help="Exit 4 where 1 - nDCG of the importances' ranking is above X (0 to 1).")
+@click.option("--report/--no-report", default=None, help="Write report.html, the run as one page (default: yes).")
 @click.option("--task-timeout", metavar="TIME", help="Longest time for one task, such as 10m (default: none).")
 @click.option(
     "--trust",
@@ -340,6 +341,20 @@ def compare(
             click.echo()
             Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(moved_most(found, top))
     sys.exit(DriftError.exit_code if found.above_limit else 0)
+
+
+@cli.command()
+@click.argument("run", metavar="RUN")
+@click.option("--output", metavar="FILE", default="report.html", show_default=True, help="A file outside RUN.")
+@click.option("--quiet", is_flag=True, help="Show errors only.")
+def report(run: str, output: str, quiet: bool) -> None:
+    """Make the report of the finished run RUN again: one HTML file that asks for nothing from anywhere.
+
+    An earlier report in its place is replaced; anything else is not.
+    """
+    _guarded(lambda: batch_explain.open_run(run).report(output), _ASK_AGAIN)
+    if not quiet:
+        _print_pairs([("report", output)])
 
 
 def main() -> None:
@@ -584,6 +599,8 @@ def _print_run(run: "Run", top: int = 5) -> None:
             pairs.append((f"top {level} features", _top(run, level, top)))
     pairs += [("warning", warning) for warning in info["warnings"]]
     pairs.append(("results", str(run.location)))
+    if any(entry["path"] == "report.html" for entry in info["files"]):
+        pairs.append(("report", str(run.location.join("report.html"))))
     _print_pairs(pairs)
 
 

@@ -107,6 +107,8 @@ class RunOptions:
     max_drift : float or None
         How far the ranking of importances may be from the baseline's: 1 - nDCG, from 0 to 1. Beyond it the run ends,
         complete, with an error.
+    report : bool
+        Write ``report.html``: the run as one page.
     task_timeout : float or None
         Seconds that one task may take; None: no limit.
     trust : tuple of str
@@ -157,6 +159,7 @@ class RunOptions:
     no_row_values: bool = False
     baseline: str | None = None
     max_drift: float | None = None
+    report: bool = True
     task_timeout: float | None = None
     trust: tuple[str, ...] = ()
     sha256: tuple[tuple[str, str], ...] = ()
@@ -221,7 +224,7 @@ class RunOptions:
         _one_of("reasons-level", self.reasons_level or "raw", ("raw", "engineered"))
         _one_of("reasons-for", self.reasons_for, ("all", "predicted"))
         _one_of("missing-code", self.missing_code, ("error", "other"))
-        for name in ("overwrite", "resume", "no_row_values"):
+        for name in ("overwrite", "resume", "no_row_values", "report"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name} is {getattr(self, name)!r}. Use true or false.")
         if self.overwrite and self.resume:

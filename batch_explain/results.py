@@ -3,7 +3,7 @@
 import json
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow.dataset as ds
@@ -11,8 +11,12 @@ import pyarrow.parquet as pq
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from batch_explain.errors import OptionError
+from batch_explain.report.finished import write_report
 from batch_explain.storage.atomic import sha256_of
 from batch_explain.storage.filesystems import Location
+
+if TYPE_CHECKING:
+    from batch_explain.report.plots import Plots
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,28 @@ class Run:
         if found is None:
             raise OptionError("The run has no sketches: an earlier version of this program made it. Run again.")
         return found
+
+    @property
+    def plot(self) -> "Plots":
+        """The report's figures, for notebooks: ``run.plot.importance()``, ``run.plot.waterfall(id)`` and so on."""
+        from batch_explain.report.plots import Plots
+
+        return Plots(self.location, self.info)
+
+    def report(self, path: str | os.PathLike[str] = "report.html") -> None:
+        """Make the run's report again: one HTML file that asks for nothing from anywhere.
+
+        Parameters
+        ----------
+        path : str or path
+            A file outside the run's folder; an earlier report is replaced, anything else is not.
+
+        Raises
+        ------
+        OutputRefusedError
+            If the place is in the run's folder, or taken.
+        """
+        write_report(self.location, self.info, Location(os.fspath(path)))
 
     def _frame(self, path: str) -> pd.DataFrame | None:
         place = self.location.join(path)

@@ -107,7 +107,7 @@ class Job:
         values = {**self.options, "output": self.container.url(output)}
         options = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         return subprocess.Popen(
-            [sys.executable, "-m", "batch_explain", "run", *options, "--scheduler", "sync", *arguments],
+            [sys.executable, "-m", "batch_explain", "run", *options, "--scheduler", "sync", "--no-report", *arguments],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -118,7 +118,7 @@ class Job:
     def run(self, folder: str, **options: Any) -> bx.Run:
         """A run in this process."""
         return bx.explain_dataset(
-            **{**self.options, "output": self.container.url(folder), "scheduler": "sync", **options}
+            **{**self.options, "output": self.container.url(folder), "scheduler": "sync", "report": False, **options}
         )
 
     def expected(self) -> dict[str, str]:

@@ -41,7 +41,8 @@ def rows(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def explain(small: Small, rows: Path, output: Path, **options: Any) -> bx.Run:
-    given: dict[str, Any] = {"scheduler": "sync", "partition_rows": 150, "batch_rows": 40, "cohort": COHORTS, **options}
+    given: dict[str, Any] = {"scheduler": "sync", "partition_rows": 150, "batch_rows": 40, "cohort": COHORTS}
+    given |= {"report": False, **options}
     return bx.explain_dataset(input=rows, model=small.model, explainer=small.explainer, output=output, **given)
 
 

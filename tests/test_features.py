@@ -81,7 +81,9 @@ class Job:
 
     def later(self, output: str = "later", **options: Any) -> bx.Run:
         features = {"input": self.folder / "out/features", "explainer": self.folder / "surrogate.txt"}
-        return bx.explain_dataset(**{**features, "scheduler": "sync", **options}, output=self.folder / output)
+        return bx.explain_dataset(
+            **{**features, "scheduler": "sync", "report": False, **options}, output=self.folder / output
+        )
 
 
 @pytest.fixture

@@ -52,7 +52,13 @@ def run_on(engineered: Engineered, folder: Path, **options: Any) -> bx.Run:
     source = folder / "rows.parquet"
     if not source.exists():
         engineered.frame.to_parquet(source, row_group_size=700)
-    values = {"explainer": engineered.explainer, "scheduler": "sync", "output": folder / "out", **options}
+    values = {
+        "explainer": engineered.explainer,
+        "scheduler": "sync",
+        "output": folder / "out",
+        "report": False,
+        **options,
+    }
     return bx.explain_dataset(input=source, **values)
 
 

@@ -41,7 +41,7 @@ def rows(small: Small, tmp_path: Path) -> Path:
 
 
 def explain(small: Small, rows: Path, output: Path, **options: Any) -> bx.Run:
-    given = {"scheduler": "sync", "partition_rows": 200, "batch_rows": 64, "id_columns": "customer_id"}
+    given = {"scheduler": "sync", "partition_rows": 200, "batch_rows": 64, "id_columns": "customer_id", "report": False}
     return bx.explain_dataset(
         input=rows, model=small.model, explainer=small.explainer, output=output, **{**given, **options}
     )

@@ -42,6 +42,7 @@ class Job:
                 "output": self.output,
                 "partition_rows": 200,
                 "scheduler": "sync",
+                "report": False,
                 **options,
             }
         )

@@ -49,6 +49,7 @@ class Job:
                 "partition_rows": 200,
                 "batch_rows": 120,
                 "scheduler": "sync",
+                "report": False,  # 5 MB that every check reads; test_report.py verifies one
                 **options,
             }
         )

@@ -1,7 +1,9 @@
 """Closing a run: all receipts there, rows in = rows out, summaries merged in partition order, then ``_SUCCESS``."""
 
+import logging
 from collections import Counter
 from dataclasses import asdict
+from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,9 @@ from batch_explain.engine.plan import Plan, map_digest, versions
 from batch_explain.engine.quarantine import by_count
 from batch_explain.engine.task import peak_rss_bytes
 from batch_explain.errors import IntegrityError, mask_secrets
+from batch_explain.report.page import REPORT_PATH, report_html
 from batch_explain.results import Run
-from batch_explain.storage.atomic import FileRecord, sha256_of, write_json
+from batch_explain.storage.atomic import FileRecord, sha256_of, write_bytes, write_json
 from batch_explain.storage.attempts import forget_attempts
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE, remove_temporary
@@ -38,9 +41,11 @@ from batch_explain.summary.tables import (
 
 VERSION = 1
 
+_LOG = logging.getLogger(__name__)
+
 
 def finalize(plan: Plan, artifacts: Artifacts, timings: dict[str, float]) -> dict[str, Any]:
-    """Check that everything was done and write summaries, ``run.json`` and ``_SUCCESS``.
+    """Check that everything was done and write summaries, the report, ``run.json`` and ``_SUCCESS``.
 
     Parameters
     ----------
@@ -70,9 +75,11 @@ def finalize(plan: Plan, artifacts: Artifacts, timings: dict[str, float]) -> dic
     files += [_record(output, path) for path in (PLAN_FILE, RUN_ID_FILE)]
     if artifacts.explainer.feature_map is not None:
         files.append(_write_feature_map(output, artifacts))
-    files += _write_summaries(plan, artifacts, output, receipts)
+    records, tables, sample = _write_summaries(plan, artifacts, output, receipts)
+    files += records
     content = _run_json(plan, artifacts, receipts, timings, files)
     _add_drift(plan, output, content)
+    _write_report(plan, output, content, tables, sample)
     record = write_json(output, "run.json", content)
     write_json(output, "_SUCCESS", {"run.json": record.sha256})
     return content
@@ -127,7 +134,10 @@ def _write_feature_map(output: Location, artifacts: Artifacts) -> FileRecord:
     return write_table(output, "feature_map.parquet", table)
 
 
-def _write_summaries(plan: Plan, artifacts: Artifacts, output: Location, receipts: list[Receipt]) -> list[FileRecord]:
+def _write_summaries(
+    plan: Plan, artifacts: Artifacts, output: Location, receipts: list[Receipt]
+) -> tuple[list[FileRecord], dict[str, pa.Table], pa.Table | None]:
+    """Write all summaries and the sample; give the tables back too."""
     explainer = artifacts.explainer
     names = {"engineered": explainer.engineered_features, "raw": explainer.raw_features or ()}
     layout = plan.layout(len(names["raw"]), explainer.n_outputs)
@@ -152,7 +162,35 @@ def _write_summaries(plan: Plan, artifacts: Artifacts, output: Location, receipt
     records.append(write_table(output, SKETCHES_PATH, sketches, compression="zstd"))
     if sample is not None:
         records.append(write_table(output, SAMPLE_PATH, sample))
-    return records
+    return records, tables, sample
+
+
+def _write_report(
+    plan: Plan, output: Location, content: dict[str, Any], tables: dict[str, pa.Table], sample: pa.Table | None
+) -> None:
+    """Write the report, and add its record to ``run.json``'s content.
+
+    What was computed is worth more than its picture: where the page cannot be made, the run ends without it, and its
+    warnings say so. A storage that cannot be written stops the run as it does anywhere else.
+    """
+    page = None
+    if plan.options.report:
+        try:
+            page = report_html(content, tables, sample)
+        except Exception as error:
+            wrong = (
+                f"{REPORT_PATH} could not be made ({type(error).__name__}: {mask_secrets(str(error))}); all else is "
+                "complete. Once that is mended, batch-explain report makes it from the finished run"
+            )
+            content["warnings"].append(wrong)
+            _LOG.warning(wrong)
+    if page is not None:
+        record = write_bytes(output, REPORT_PATH, page)
+        content["files"].append({"path": record.path, "bytes": record.bytes, "sha256": record.sha256})
+        return
+    left_over = output.join(REPORT_PATH)  # by an attempt that ended between it and run.json
+    if left_over.exists():
+        left_over.fs.rm_file(left_over.path)
 
 
 def _expected_values(artifacts: Artifacts) -> list[float | None]:
@@ -237,6 +275,7 @@ def _run_json(
             "location": mask_secrets(plan.options.input),
         },
         "partitions": len(plan.partitions),
+        "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "timings_s": {name: round(seconds, 3) for name, seconds in timings.items()},
         "rows_per_second": round(plan.rows / explaining, 1) if explaining else None,
         "peak_rss_bytes": max((peak for peak in peaks if peak is not None), default=None),

@@ -22,7 +22,7 @@ from batch_explain.storage.receipts import (
 _FREE = {
     "input", "output", "model", "explainer", "feature_map", "reason_codes", "group_features", "overwrite", "resume",
     "scheduler", "workers", "task_timeout", "memory_limit", "max_bad_rows", "max_bad_files", "sha256",
-    "baseline", "max_drift",
+    "baseline", "max_drift", "report",
 }  # fmt: skip
 
 

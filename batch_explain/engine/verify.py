@@ -47,7 +47,7 @@ RUN_FILE, SUCCESS_FILE = "run.json", "_SUCCESS"
 
 _THREADS = 8
 _WRITTEN_AT_THE_END = re.compile(
-    r"feature_map\.parquet|summary/((engineered|raw|cohorts)\.(parquet|json)|(sample|sketches)\.parquet"
+    r"feature_map\.parquet|report\.html|summary/((engineered|raw|cohorts)\.(parquet|json)|(sample|sketches)\.parquet"
     r"|(analysis|drift)\.json)"
 )
 _WORKING_FILES = (LOCK_FILE, f"{ATTEMPTS_FOLDER}/")  # a killed process leaves them, and nobody reads them

@@ -170,9 +170,14 @@ def json_bytes(content: Any) -> bytes:
 
 def write_json(root: Location, path: str, content: dict[str, Any]) -> FileRecord:
     """Write a JSON file atomically; NaN is refused because JSON has none."""
+    return write_bytes(root, path, json_bytes(content))
+
+
+def write_bytes(root: Location, path: str, content: bytes) -> FileRecord:
+    """Write a file atomically."""
     file = NewFile(root, path)
     try:
-        file.stream.write(json_bytes(content))
+        file.stream.write(content)
     except BaseException:
         file.abort()
         raise

@@ -18,7 +18,7 @@ RUN_ID_FILE = "_run/id"
 
 _OURS = {
     "_run", "_SUCCESS", "run.json", "feature_map.parquet", "predictions", "engineered", "raw", "features", "quarantine",
-    "summary",
+    "summary", "report.html",
 }  # fmt: skip
 
 

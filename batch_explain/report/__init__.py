@@ -1,0 +1,1 @@
+"""A finished run as one HTML file, and its figures for notebooks."""
