@@ -332,14 +332,7 @@ def compare(
     if as_json:
         click.echo(json.dumps(found.to_json(), ensure_ascii=False))
     else:
-        from rich.console import Console
-
-        from batch_explain.engine.compare_text import headlines, moved_most
-
-        _print_pairs(headlines(found))
-        if top:
-            click.echo()
-            Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(moved_most(found, top))
+        _print_comparison(found.to_json(), top)
     sys.exit(DriftError.exit_code if found.above_limit else 0)
 
 
@@ -602,6 +595,29 @@ def _print_run(run: "Run", top: int = 5) -> None:
     if any(entry["path"] == "report.html" for entry in info["files"]):
         pairs.append(("report", str(run.location.join("report.html"))))
     _print_pairs(pairs)
+
+
+def _print_comparison(found: dict[str, Any], top: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from batch_explain.report.drift_text import columns, headlines, moved_most
+
+    _print_pairs(headlines(found))
+    if not top:
+        return
+    names = columns(found)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for at, name in enumerate(names):
+        is_text = at < names.index("rank")
+        table.add_column(name, justify="left" if is_text else "right", overflow="fold")
+    styles = {"": "", "some": "yellow", "much": "red"}
+    for moved in moved_most(found, top):
+        cells = zip(moved.cells, moved.shifts, strict=True)
+        table.add_row(*(Text(_printable(cell), style=styles[shift]) for cell, shift in cells))
+    click.echo()
+    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def _reasons(quarantine: dict[str, Any], most: int = 3) -> str:

@@ -16,7 +16,6 @@ from batch_explain.summary.distributions import Distribution, shift
 from batch_explain.summary.sketches import PREDICTION, VALUE
 
 VERSION = 1
-DRIFT_PATH = "summary/drift.json"
 _FIDELITY = ("r2", "agreement", "log_loss")
 _COLUMNS = (
     "output", "feature", "rank", "rank_baseline", "share", "share_baseline", "psi_importance", "js_importance",

@@ -1,5 +1,6 @@
 """The report, in a real browser: what it shows, that it asks for nothing, and that names stay text."""
 
+import json
 import os
 import shutil
 import sys
@@ -400,15 +401,35 @@ def test_a_run_outlives_its_report(engineered: Engineered, tmp_path: Path, monke
     assert (tmp_path / "later.html").stat().st_size > 4_000_000
 
 
-def test_drift_has_its_place(bank: bx.Run, browser: Any, tmp_path: Path) -> None:
-    from batch_explain.report.finished import read_summaries
-
-    drift = {"text": "Against <i>last week</i>.", "columns": ["feature", "shift"], "rows": [["<b>job</b>", "0.2"]]}
-    (tmp_path / "drift.html").write_bytes(report_html(bank.info, *read_summaries(bank.location), drift=drift))
-    opened = Opened(browser, tmp_path / "drift.html")
-    assert "Against <i>last week</i>." in opened.page.locator("#drift").inner_text()
-    assert "<b>job</b>" in opened.page.locator("#drift table").inner_text() and opened.said == []
+def test_drift_from_a_baseline(bank: bx.Run, browser: Any, tmp_path: Path) -> None:
+    """A run of other rows, against the run of all: the page says what ``drift.json`` says, made again as well."""
+    options = {**bank.info["options"], "report": True}
+    frame = pd.read_parquet(options["input"])
+    frame[frame.duration > frame.duration.median()].to_parquet(tmp_path / "long.parquet")
+    run = bx.explain_dataset(
+        input=tmp_path / "long.parquet",
+        model=options["model"],
+        explainer=options["explainer"],
+        output=tmp_path / "out",
+        baseline=bank.location.path,
+        scheduler="sync",
+        id_columns="customer_id",
+    )
+    found = json.loads((tmp_path / "out/summary/drift.json").read_bytes())
+    opened = Opened(browser, report_of(run))
+    section = opened.page.locator("#drift")
+    assert f"{found['drift']:.4f}" in section.inner_text() and bank.location.path in section.inner_text()
+    top = max(found["features"], key=lambda each: abs(each["share"] - each["share_baseline"]))
+    cells = [cell.strip() for cell in section.locator("tbody tr").first.locator("th, td").all_inner_texts()]
+    assert cells[0] == top["feature"] and cells[4] == f"{top['share'] - top['share_baseline']:+.1%}"
+    duration = next(each for each in found["features"] if each["feature"] == "duration")
+    assert duration["psi_value"] > 0.25  # half of its values are gone
+    assert section.locator("td.shift-much", has_text=f"{duration['psi_value']:.3f}").count() == 1
+    assert opened.said == []
     opened.page.close()
+    run.report(tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_bytes() == report_of(run).read_bytes()
+    assert 'id="drift"' not in report_of(bank).read_text()
 
 
 def test_figures_in_notebooks(bank: bx.Run) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 
 import batch_explain
-from batch_explain.drift import DRIFT_PATH
 from batch_explain.engine import additivity
 from batch_explain.engine.artifacts import Artifacts
 from batch_explain.engine.baseline import compared
@@ -32,6 +31,7 @@ from batch_explain.summary.quantiles import RELATIVE_ERROR, SMALLEST
 from batch_explain.summary.sketches import SKETCHES_PATH, sketches_table
 from batch_explain.summary.tables import (
     ANALYSIS_PATH,
+    DRIFT_PATH,
     SAMPLE_PATH,
     analysis_json,
     summary_json,
@@ -78,23 +78,25 @@ def finalize(plan: Plan, artifacts: Artifacts, timings: dict[str, float]) -> dic
     records, tables, sample = _write_summaries(plan, artifacts, output, receipts)
     files += records
     content = _run_json(plan, artifacts, receipts, timings, files)
-    _add_drift(plan, output, content)
-    _write_report(plan, output, content, tables, sample)
+    drift = _compare(plan, output, content)
+    _write_report(plan, output, content, tables, sample, drift)
     record = write_json(output, "run.json", content)
     write_json(output, "_SUCCESS", {"run.json": record.sha256})
     return content
 
 
-def _add_drift(plan: Plan, output: Location, content: dict[str, Any]) -> None:
-    """Compare the run, whose summaries are there, with its baseline; ``run.json`` has the outcome."""
+def _compare(plan: Plan, output: Location, content: dict[str, Any]) -> dict[str, Any] | None:
+    """Compare the run, whose summaries are there, with its baseline; ``content`` gets the outcome in short."""
     if plan.options.baseline is None:
         if (place := output.join(DRIFT_PATH)).exists():  # of an attempt to close this run that had one
             place.fs.rm_file(place.path)
-        return
-    found = compared(Run(output, content), plan.options.baseline, plan.options.max_drift)
-    record = write_json(output, DRIFT_PATH, found.to_json())
+        return None
+    comparison = compared(Run(output, content), plan.options.baseline, plan.options.max_drift)
+    found = comparison.to_json()
+    record = write_json(output, DRIFT_PATH, found)
     content["files"].append(asdict(record))
-    content["drift"] = found.headline()
+    content["drift"] = comparison.headline()
+    return found
 
 
 def _receipt(output: Location, plan: Plan, index: int) -> Receipt:
@@ -166,7 +168,12 @@ def _write_summaries(
 
 
 def _write_report(
-    plan: Plan, output: Location, content: dict[str, Any], tables: dict[str, pa.Table], sample: pa.Table | None
+    plan: Plan,
+    output: Location,
+    content: dict[str, Any],
+    tables: dict[str, pa.Table],
+    sample: pa.Table | None,
+    drift: dict[str, Any] | None,
 ) -> None:
     """Write the report, and add its record to ``run.json``'s content.
 
@@ -176,7 +183,7 @@ def _write_report(
     page = None
     if plan.options.report:
         try:
-            page = report_html(content, tables, sample)
+            page = report_html(content, tables, sample, drift=drift)
         except Exception as error:
             wrong = (
                 f"{REPORT_PATH} could not be made ({type(error).__name__}: {mask_secrets(str(error))}); all else is "

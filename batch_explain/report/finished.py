@@ -1,5 +1,6 @@
 """The report of a run that is finished, made again, outside its folder."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from batch_explain.errors import IntegrityError, InterruptedRunError, OutputRefu
 from batch_explain.report.page import MARK, report_html
 from batch_explain.storage.atomic import write_bytes
 from batch_explain.storage.filesystems import Location
-from batch_explain.summary.tables import SAMPLE_PATH, summary_path
+from batch_explain.summary.tables import DRIFT_PATH, SAMPLE_PATH, summary_path
 
 _HEAD = 4_000  # bytes of a report, in which it says what it is
 
@@ -61,11 +62,12 @@ def write_report(run: Location, info: Mapping[str, Any], target: Location) -> No
         raise OutputRefusedError(f"There is something at {target} that is not a report. Choose another place for it.")
     try:
         tables, sample = read_summaries(run)
-    except (OSError, pa.ArrowException) as error:
+        drift = json.loads(run.join(DRIFT_PATH).read_bytes()) if info.get("drift") else None
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise IntegrityError(
             f"The summaries of the run in {run} cannot be read: {error}. Ask batch-explain verify."
         ) from error
-    page = report_html(info, tables, sample)
+    page = report_html(info, tables, sample, drift=drift)
     try:
         write_bytes(target.parent, target.name, page)
     except OSError as error:

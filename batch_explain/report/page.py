@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from batch_explain.errors import OptionError, mask_secrets
 from batch_explain.report import verdict
+from batch_explain.report.drift_text import columns, headlines, moved_most
 from batch_explain.report.payload import LONGEST_NAME, fitting, payload
 from batch_explain.report.rows import Rows
 from batch_explain.report.shapes import Counts
@@ -28,6 +29,7 @@ MARK = b'<meta name="generator" content="batch-explain">'
 _PLOTLY_FILE = ("package_data", "plotly.min.js")
 _HERE = Path(__file__).parent
 _MOST_DATA = 2_200_000
+_MOVED = 50  # features in the table of drift
 _TABLE_ROWS = 14_000  # in all tables of features
 _LONG_NAMES = 400_000  # characters of names in all tables; beyond that they are shortened
 _DATA, _PLOTLY = b"<!--data-->", b"<!--plotly-->"
@@ -72,8 +74,7 @@ def report_html(
     sample : pyarrow.Table or None
         ``summary/sample.parquet``.
     drift : mapping, optional
-        A section on drift: ``text`` (a sentence), ``columns`` and ``rows`` (a table of texts). Without it there is
-        none.
+        ``summary/drift.json``. Without it there is no section on drift.
 
     Returns
     -------
@@ -105,7 +106,7 @@ def report_html(
         "details": _details(info),
         "duration_note": _explaining(info),
         "quarantine": info["quarantine"],
-        "drift": drift,
+        "drift": None if drift is None else _drift(drift),
         "policy": _policy(),
         "style": Markup(_text("report.css")),
         "script": Markup(_script()),
@@ -129,6 +130,22 @@ def report_html(
         if len(content) <= LIMIT or kept is None:
             return content
         room //= 2
+
+
+def _drift(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The section on drift."""
+    moved = moved_most(found, _MOVED)
+    return {
+        "facts": [(printable(name), printable(mask_secrets(text))) for name, text in headlines(found)],
+        "columns": columns(found),
+        "texts": columns(found).index("rank"),
+        "rows": [list(zip(map(_cell, each.cells), each.shifts, strict=True)) for each in moved],
+        "left_out": len(found["features"]) - len(moved),
+    }
+
+
+def _cell(text: str) -> str:
+    return shortened(visible(text), LONGEST_NAME)
 
 
 def _encoded(text: str) -> bytes:

@@ -11,6 +11,7 @@ from batch_explain.summary.tally import Block, Layout, Statistics
 
 COHORTS = "cohorts"
 SAMPLE_PATH, ANALYSIS_PATH = "summary/sample.parquet", "summary/analysis.json"
+DRIFT_PATH = "summary/drift.json"
 
 
 def summary_path(name: str, form: str) -> str:
