@@ -264,3 +264,18 @@ def test_a_name_with_a_colon_is_a_column_where_there_is_one() -> None:
     assert Asked.parse("a:1,2", ["a:1,2"]).column == "a:1,2"
     assert Asked.parse("a:b:1,2", ["a:b"]) == Asked("a:b:1,2", "a:b", (1.0, 2.0))
     assert Asked.parse("a@b@3", ["a@b"]).parts == 3
+
+
+def test_a_surrogate_without_splits_has_cohorts_of_no_features(tmp_path: Path) -> None:
+    import lightgbm
+
+    frame = pd.DataFrame({"x": np.arange(100.0), "group": ["a", "b"] * 50})
+    data = lightgbm.Dataset(frame[["x"]], frame.x)
+    model = lightgbm.train({"objective": "regression", "verbosity": -1, "min_data_in_leaf": 1_000}, data, 2)
+    model.save_model(tmp_path / "model.txt")
+    frame.to_parquet(tmp_path / "rows.parquet")
+    options = {"input": tmp_path / "rows.parquet", "explainer": tmp_path / "model.txt", "scheduler": "sync"}
+    run = bx.explain_dataset(**options, output=tmp_path / "out", cohort="group")
+    assert run.cohorts().empty and run.summary("engineered").mean_abs.tolist() == [0.0]
+    assert run.info["summaries"]["cohorts"][0]["groups"][:2] == ["a", "b"]
+    assert bx.verify_run(tmp_path / "out").ok

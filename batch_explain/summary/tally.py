@@ -150,7 +150,7 @@ class Tally:
                 found.append(
                     Moments.of(rows) if cohort is None else Moments.by_group(rows, groups, starts, block.groups)
                 )
-                if block.quantiles and rows.shape[1]:
+                if block.quantiles and rows.size:
                     self._counter.add(rows, block.start, groups, starts)
         if found:
             self._moments = self._moments.merge(Moments.joined(found))
