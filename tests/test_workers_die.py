@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent import futures
 from contextlib import ExitStack
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -112,10 +113,10 @@ class Cluster:
     def _start(self, program: str, *arguments: str) -> "subprocess.Popen[bytes]":
         return subprocess.Popen([sys.executable, "-m", f"distributed.cli.{program}", *arguments], **self._options)
 
-    def add_worker(self, *, nanny: bool) -> None:
+    def add_worker(self, *, nanny: bool, memory_limit: str = "0") -> None:
         """Start a worker process, with a nanny that starts it again when it dies, or without."""
         options = ["--scheduler-file", str(self._connection), "--host", "127.0.0.1", "--no-dashboard"]
-        options += ["--nthreads", "1", "--memory-limit", "0", "--nanny" if nanny else "--no-nanny"]
+        options += ["--nthreads", "1", "--memory-limit", memory_limit, "--nanny" if nanny else "--no-nanny"]
         self.workers.append(self._start("dask_worker", *options))
 
     def kill_a_worker(self, chance: random.Random) -> None:
@@ -287,6 +288,33 @@ def test_no_workers_are_left(engineered: Engineered, tmp_path: Path, monkeypatch
 
         with pytest.raises(InterruptedRunError, match=r"The Dask cluster has no workers left.*--resume"):
             job.run(tmp_path / "out", scheduler=cluster.address(1), observers=[kill])
+
+
+def test_workers_that_dask_pauses_for_ever_are_told_of(
+    engineered: Engineered, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker's libraries alone are four fifths of its limit, which without a nanny nobody enforces."""
+    monkeypatch.setattr(executors, "_POLL_SECONDS", 0.5)
+    job = TrappedJob(engineered, tmp_path)
+    with Cluster(tmp_path / "cluster") as cluster:
+        cluster.add_worker(nanny=False, memory_limit="50MB")
+        with pytest.raises(InterruptedRunError, match=r"Dask has paused tcp://.*more memory.*--resume"):
+            job.run(tmp_path / "out", scheduler=cluster.address(1))
+    job.run(tmp_path / "out", resume=True)
+    assert digests(tmp_path / "out") == expected
+
+
+def test_dask_never_pauses_our_own_workers(engineered: Engineered, tmp_path: Path) -> None:
+    plan, _ = planned(TrappedJob(engineered, tmp_path), tmp_path / "out")
+    options = replace(plan.options, scheduler="processes", memory_limit=2_000_000_000)
+    with executors.ClusterExecutor(replace(plan, options=options), 1) as executor:
+        client = executor._client
+        limits = client.run(lambda dask_worker: vars(dask_worker.memory_manager)).values()
+        ended = client.run(lambda dask_worker: dask_worker.memory_manager.memory_terminate_fraction, nanny=True)
+    for found in limits:
+        assert found["memory_limit"] == 2_000_000_000
+        assert not any(found[f"memory_{what}_fraction"] for what in ("target", "spill", "pause"))
+    assert list(ended.values()) == [1.0]
 
 
 @once

@@ -28,7 +28,16 @@ from batch_explain.storage.receipts import Receipt
 _WINDOW = 4  # tasks submitted ahead, for each worker
 _CONNECT_SECONDS = 20
 _POLL_SECONDS, _DESERTED_POLLS = 10, 5
-_NAMED = 4  # partitions in a message
+
+# Our own workers are ended beyond --memory-limit, and that is all. Dask would pause those that hold four fifths of it,
+# for ever: what an idle worker holds, it keeps for its next batch.
+_WORKER_MEMORY = {
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": 1.0,
+}
+_NAMED = 4  # partitions or workers in a message
 # Deaths after which the scheduler of our own processes still tries a task again; a cluster has its own setting (Dask's
 # allowed-failures). A task that it gives up is tried once more alone.
 _ALLOWED_DEATHS = 1
@@ -143,12 +152,14 @@ class ClusterExecutor(Executor):
         self.workers = workers
 
     def __enter__(self) -> Executor:
+        import dask
         from distributed import Client, LocalCluster
 
         with contextlib.ExitStack() as stack:
             stack.enter_context(_quiet_distributed())
             if self._address is None:
                 stack.enter_context(_environment(_worker_environment()))  # to the end: dead workers are replaced
+                stack.enter_context(dask.config.set(_WORKER_MEMORY))
                 with _deaf_to_interrupts(), _starting():
                     cluster = LocalCluster(
                         n_workers=self.workers,
@@ -237,10 +248,10 @@ class ClusterExecutor(Executor):
         return receipt
 
     def _finished(self, running: set[Any]) -> set[Any]:
-        """Wait for any task; give up when the cluster has had no workers for a while."""
+        """Wait for any task; give up when the cluster has had no workers, or paused ones alone, for a while."""
         import distributed
 
-        deserted = 0
+        deserted = paused = 0
         while True:
             with contextlib.suppress(TimeoutError, distributed.TimeoutError):
                 found: set[Any] = distributed.wait(running, timeout=_POLL_SECONDS, return_when="FIRST_COMPLETED").done
@@ -251,6 +262,24 @@ class ClusterExecutor(Executor):
                     f"The Dask cluster has no workers left. {self._last_worked_on()}Look in their logs whether they "
                     "died for want of memory, start some (nannies replace the dead), and go on with --resume."
                 )
+            names = self._paused()
+            paused = paused + 1 if names else 0
+            if paused > _DESERTED_POLLS:
+                raise InterruptedRunError(
+                    f"Nothing is worked on, because Dask has paused {', '.join(names[:_NAMED])}: what is held there is near "
+                    "the worker's limit, and it gets no tasks until there is less. Give the cluster's workers more "
+                    "memory, or set Dask's distributed.worker.memory.pause to false, and go on with --resume."
+                )
+
+    def _paused(self) -> list[str]:
+        """Workers that Dask has paused, where nothing is worked on."""
+        if any(attempt.failed is None for attempt in read_attempts(Location(self._plan.options.output))):
+            return []
+        try:
+            workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        except TypeError:  # Dask of the AutoML stack, which tells of all workers
+            workers = self._client.scheduler_info()["workers"]
+        return sorted(mask_secrets(name) for name, worker in workers.items() if worker["status"] == "paused")
 
     def _last_worked_on(self) -> str:
         """The partitions that were being worked on when the workers went: one of them may have killed them."""
