@@ -79,8 +79,8 @@ class Tracking:
         # MLflow's, requests', a database's or a plugin's: nothing was started, whatever it is
         except Exception as error:
             raise OptionError(
-                f"MLflow at {uri} cannot be used: {_first_line(error)}. Nothing was started: check MLFLOW_TRACKING_URI, "
-                "MLFLOW_EXPERIMENT_NAME, MLFLOW_RUN_ID and MLflow's credentials in the environment."
+                f"MLflow at {uri} cannot be used: {_first_line(error)}. Nothing was started: check "
+                "MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, MLFLOW_RUN_ID and MLflow's credentials in the environment."
             ) from error
         return tracking
 
@@ -118,9 +118,9 @@ class Tracking:
                 return self._log(run)
         except Exception as error:  # as above; the run itself is complete
             raise NotLoggedError(
-                f"The run is complete, and its results are in {run.location}, but MLflow at {self.uri} did not take all "
-                f"of what is logged: {_first_line(error)}. When it answers again, log it with: batch-explain log "
-                f"{run.location}, or go on with the same command and --resume; nothing is explained again."
+                f"The run is complete, and its results are in {run.location}, but MLflow at {self.uri} did not take "
+                f"all of it: {_first_line(error)}. When it answers again, log the run with: batch-explain log "
+                f"{run.location}, or with the same command and --resume. Nothing is explained again."
             ) from error
 
     def _log(self, run: Run) -> str:

@@ -23,7 +23,7 @@ LARGEST_FILE = 50_000_000  # bytes; of what is logged beside run.json
 _LONGEST_VALUE = 500  # what older servers take; today's take 6,000
 _LONGEST_NAME = 100  # a metric's name has at most 250 characters, with an output and a feature in it
 _HASHED = re.compile(r"-[0-9a-f]{12}")
-# Not all that MLflow allows: blanks at the ends are lost in some databases, and a slash or dots alone make another path.
+# Not all that MLflow allows: blanks at the ends are lost in some databases, a slash or dots alone make another path.
 _PLAIN = re.compile(r"(?![. ])[\w.\- ]+(?<![. ])")
 
 
