@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,17 +9,18 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
 import batch_explain as bx
-from batch_explain.errors import InterruptedRunError, OptionError
+from batch_explain.cli import cli
+from batch_explain.errors import DriftError, InterruptedRunError, OptionError
 from batch_explain.events import Event, PartitionDone
 from batch_explain.integrations.mlflow_record import metric_label
-from tests.conftest import ROOT, Engineered, once
+from tests.conftest import Engineered, once
 from tests.mlflow_server import QUIET, Server, Wire, free_port
 from tests.test_hostile_names import NAMES, Hostile
 
 SECRET = "sesame0451"
-COMMAND = [sys.executable, "-m", "batch_explain"]
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_what_cannot_be_logged_is_known_before_anything_starts(
     tracking.setenv("MLFLOW_TRACKING_URI", f"http://somebody:{SECRET}@127.0.0.1:{free_port()}")
     tracking.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
     before = dict(os.environ)
-    with pytest.raises(OptionError, match="MLflow at .* cannot be used.*MLFLOW_TRACKING_URI") as refused:
+    with pytest.raises(OptionError, match=r"MLflow at .* cannot be used.*MLFLOW_TRACKING_URI") as refused:
         bx.explain_dataset(mlflow=True, scheduler="sync", **options)
     assert SECRET not in str(refused.value) and "\n" not in str(refused.value)
     assert dict(os.environ) == before
@@ -78,17 +78,23 @@ def test_what_cannot_be_logged_is_known_before_anything_starts(
 def test_a_server_holds_what_the_run_says(
     server: Server, engineered: Engineered, tmp_path: Path, tracking: pytest.MonkeyPatch
 ) -> None:
-    """Hostile names in worker processes; twice; and a server that dies while rows are explained."""
-    job = Hostile(tmp_path, NAMES, ["a", "b/c", "d"])  # while the server starts
+    """Hostile names; twice; later; a server that dies while rows are explained; somebody else's MLflow run."""
+    engineered.frame.to_parquet(tmp_path / "engineered.parquet", row_group_size=1_000)
+    options: dict[str, Any] = {"input": tmp_path / "engineered.parquet", "explainer": engineered.explainer}
+    options |= {"output": tmp_path / "out", "scheduler": "sync", "partition_rows": 1_000}
+    engineered.frame.assign(f0=0.0).to_parquet(tmp_path / "other.parquet")
+    other = {"input": tmp_path / "other.parquet", "output": tmp_path / "later", "limit": 2_000}
+    later = bx.explain_dataset(**options | other)  # while the server starts
+    options |= {"baseline": tmp_path / "later", "max_drift": 0.0}
+    job = Hostile(tmp_path, NAMES, ["a", "b/c", "d"])
     (tmp_path / "rows").rename(tmp_path / f"rows;token={SECRET}")
-    command = [*COMMAND, *job.command, "--input", str(tmp_path / f"rows;token={SECRET}"), "--mlflow"]
-    command += ["--scheduler", "processes", "--workers", "2", "--partition-rows", "300"]
+    command = [*job.command, "--input", str(tmp_path / f"rows;token={SECRET}"), "--partition-rows", "300", "--mlflow"]
     from mlflow import MlflowClient
 
     tracking.setenv("MLFLOW_TRACKING_URI", server.wait().uri)
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr and "View run" not in done.stdout
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 0, done.output
+    assert "View run" not in done.output
 
     client = MlflowClient(server.uri)
     experiment = client.get_experiment_by_name("explained").experiment_id
@@ -103,7 +109,7 @@ def test_a_server_holds_what_the_run_says(
         "batch_explain.model": str(tmp_path / "model.pkl"),
         "batch_explain.id_columns": '["customer id"]',
         "batch_explain.partition_rows": "300",
-        "batch_explain.workers": "2",
+        "batch_explain.scheduler": "sync",
     }
     assert data.tags["batch_explain.version"] == bx.__version__
     assert data.tags["batch_explain.explainer_sha256"] == info["artifacts"]["explainer"]["sha256"]
@@ -115,15 +121,12 @@ def test_a_server_holds_what_the_run_says(
     assert data.metrics["fidelity_agreement"] == info["fidelity"]["agreement"]
     assert data.metrics["additivity_largest_residual"] == info["additivity"]["largest_residual"] < 1e-9
 
-    files = {path.relative_to(job.folder / "deep/out").as_posix(): path for path in run_files(job.folder / "deep/out")}
     found = Path(client.download_artifacts(logged.info.run_id, "batch_explain", str(fresh(tmp_path / "fetched"))))
     names = json.loads((found / "metric_names.json").read_text())
-    (found / "metric_names.json").unlink()
-    fetched = {path.relative_to(found).as_posix(): path for path in found.rglob("*") if path.is_file()}
-    assert set(fetched) == {
-        path for path in files if path == "run.json" or path.endswith(".json") and "summary" in path
-    }
-    assert all(path.read_bytes() == files[name].read_bytes() for name, path in fetched.items())
+    fetched = {path.relative_to(found).as_posix() for path in files_in(found)} - {"metric_names.json"}
+    summaries = {f"summary/{path.name}" for path in (tmp_path / "deep/out/summary").glob("*.json")}
+    assert fetched == summaries | {"run.json"} and len(summaries) >= 3
+    assert all((found / path).read_bytes() == (tmp_path / "deep/out" / path).read_bytes() for path in fetched)
 
     # the summary against LightGBM's own contributions, and the metrics against both
     level = "raw" if info["features"]["raw"] else "engineered"
@@ -142,45 +145,54 @@ def test_a_server_holds_what_the_run_says(
             assert share == pytest.approx(value / summary[key[0]].sum(), rel=1e-12)
     assert set(seen) == set(summary.index) and len(seen) == 3 * len(NAMES)
 
-    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, cwd=ROOT, timeout=300)
-    assert again.returncode == 0, again.stderr
+    again = CliRunner().invoke(cli, [*command, "--resume"])
+    assert again.exit_code == 0, again.output
     assert len(client.search_runs([experiment])) == 1
     assert all(len(client.get_metric_history(logged.info.run_id, name)) == 1 for name in data.metrics)
 
+    for _ in range(2):
+        said = CliRunner().invoke(cli, ["log", str(later.location)])
+        assert said.exit_code == 0, said.output
+    newest = client.search_runs([experiment])
+    assert len(newest) == 2 and newest[0].info.run_id in said.output
+    assert newest[0].data.metrics["rows_explained"] == 2_000
+    only = later.summary("engineered").set_index("feature")["mean_abs"]
+    assert newest[0].data.metrics["importance/f0"] == only["f0"] > 0
+
     # the server dies after the plan; its run is complete, and logged by --resume, into somebody's MLflow run
-    engineered.frame.to_parquet(tmp_path / "engineered.parquet", row_group_size=1_000)
     wire = Wire(server.port)
     tracking.setenv("MLFLOW_TRACKING_URI", wire.uri)
-    options: dict[str, Any] = {"input": tmp_path / "engineered.parquet", "explainer": engineered.explainer}
-    options |= {"output": tmp_path / "out", "scheduler": "sync", "partition_rows": 1_000, "mlflow": True}
 
     def cut(event: Event) -> None:
         if isinstance(event, PartitionDone) and event.index == 0:
             wire.cut()
 
-    with pytest.raises(InterruptedRunError, match="complete.* batch-explain log .*--resume") as lost:
-        bx.explain_dataset(observers=[cut], **options)
+    with pytest.raises(InterruptedRunError, match=r"complete.* batch-explain log .*--resume") as lost:
+        bx.explain_dataset(observers=[cut], mlflow=True, **options)
     assert lost.value.exit_code == 5
     assert bx.open_run(tmp_path / "out").info["rows"]["explained"] == 3_000 and bx.verify_run(tmp_path / "out").ok
     tracking.setenv("MLFLOW_TRACKING_URI", server.uri)
     job_run = client.create_run(experiment).info.run_id
     tracking.setenv("MLFLOW_RUN_ID", job_run)
     for _ in range(2):
-        bx.explain_dataset(**options, resume=True)
+        with pytest.raises(DriftError):  # logged all the same
+            bx.explain_dataset(**options, mlflow=True, resume=True)
     theirs = client.get_run(job_run)
     assert theirs.info.status == "RUNNING"  # whoever began it ends it
     assert theirs.data.metrics["rows_explained"] == 3_000
+    drift = bx.compare_runs(tmp_path / "out", tmp_path / "later").drift
+    assert theirs.data.metrics["drift"] == pytest.approx(drift, rel=1e-12) and drift > 0.01
     assert len(client.get_metric_history(job_run, "rows_explained")) == 1
     # a second run in the same job: below it, once
     second = {bx.log_to_mlflow(run) for _ in range(2)}
     assert len(second) == 1 and job_run not in second
     assert client.get_run(second.pop()).data.tags["mlflow.parentRunId"] == job_run
 
-    assert all(SECRET.encode() not in path.read_bytes() for path in run_files(server.folder))
-    assert len(run_files(server.folder)) > 5
+    assert all(SECRET.encode() not in path.read_bytes() for path in files_in(server.folder))
+    assert len(files_in(server.folder)) > 5
 
 
-def run_files(folder: Path) -> list[Path]:
+def files_in(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 

@@ -80,7 +80,7 @@ class Tracking:
         except Exception as error:
             raise OptionError(
                 f"MLflow at {uri} cannot be used: {_first_line(error)}. Nothing was started: check "
-                "MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, MLFLOW_RUN_ID and MLflow's credentials in the environment."
+                "MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, MLFLOW_RUN_ID and the credentials in the environment."
             ) from error
         return tracking
 
