@@ -1,6 +1,7 @@
 """A real ``mlflow server`` on this machine, and a wire to it that can be cut."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -16,9 +17,12 @@ QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION
 
 
 def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+    """Below those that are given to whoever asks for any, so that nobody gets it before the server is up."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as tried:
+            if tried.connect_ex(("127.0.0.1", port)):
+                return port
 
 
 @dataclass
@@ -58,7 +62,7 @@ class Server:
             assert self.process.poll() is None and time.monotonic() < deadline, (self.folder / "log.txt").read_text()
             try:
                 with urllib.request.urlopen(f"{self.uri}/health", timeout=30) as answer:
-                    assert answer.status == 200
+                    assert answer.read() == b"OK"
                     return self
             except OSError:
                 time.sleep(0.1)

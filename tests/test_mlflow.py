@@ -125,7 +125,7 @@ def test_a_server_holds_what_the_run_says(
     names = json.loads((found / "metric_names.json").read_text())
     fetched = {path.relative_to(found).as_posix() for path in files_in(found)} - {"metric_names.json"}
     summaries = {f"summary/{path.name}" for path in (tmp_path / "deep/out/summary").glob("*.json")}
-    assert fetched == summaries | {"run.json"} and len(summaries) >= 3
+    assert fetched == summaries | {"run.json", "report.html"} and len(summaries) >= 3
     assert all((found / path).read_bytes() == (tmp_path / "deep/out" / path).read_bytes() for path in fetched)
 
     # the summary against LightGBM's own contributions, and the metrics against both
