@@ -9,11 +9,12 @@ if TYPE_CHECKING:
     from batch_explain.drift import compare_runs
     from batch_explain.engine.export import export_bundle
     from batch_explain.engine.inspect import inspect_artifact
-    from batch_explain.engine.runner import explain_dataset
     from batch_explain.engine.status import status as run_status
     from batch_explain.engine.summarize import summarize as summarize_run
     from batch_explain.engine.verify import verify as verify_run
     from batch_explain.explainers.load import load_explainer
+    from batch_explain.integrations.mlflow import log_to_mlflow
+    from batch_explain.integrations.tracked import explain_dataset
     from batch_explain.results import Run, open_run
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "export_bundle",
     "inspect_artifact",
     "load_explainer",
+    "log_to_mlflow",
     "open_run",
     "run_status",
     "summarize_run",
@@ -34,9 +36,10 @@ __all__ = [
 _PLACES = {
     "compare_runs": ("batch_explain.drift", "compare_runs"),
     "export_bundle": ("batch_explain.engine.export", "export_bundle"),
-    "explain_dataset": ("batch_explain.engine.runner", "explain_dataset"),
+    "explain_dataset": ("batch_explain.integrations.tracked", "explain_dataset"),
     "inspect_artifact": ("batch_explain.engine.inspect", "inspect_artifact"),
     "load_explainer": ("batch_explain.explainers.load", "load_explainer"),
+    "log_to_mlflow": ("batch_explain.integrations.mlflow", "log_to_mlflow"),
     "open_run": ("batch_explain.results", "open_run"),
     "run_status": ("batch_explain.engine.status", "status"),
     "summarize_run": ("batch_explain.engine.summarize", "summarize"),

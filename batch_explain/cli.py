@@ -38,6 +38,7 @@ _STOPPED = (
 )
 _NOTHING_WRITTEN = "Stopped. Nothing was written: ask again at any time."
 _ASK_AGAIN = "Stopped. The run is as it was: choose another --output and ask again."
+_LOG_AGAIN = "Stopped. The run is as it was: log it again at any time."
 _SHOWN_PROBLEMS = 50
 _TRACEBACK_VARIABLE = "BATCH_EXPLAIN_TRACEBACK"
 
@@ -124,6 +125,7 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--baseline", metavar="RUN", help="A finished run, or a saved explanation, to compare this run with.")
 @click.option("--max-drift", metavar="X", help="Exit 4 where 1 - nDCG of the importances' ranking is above X (0 to 1).")
 @click.option("--report/--no-report", default=None, help="Write report.html, the run as one page (default: yes).")
+@click.option("--mlflow", is_flag=True, default=None, help="Log the finished run to MLflow (MLFLOW_TRACKING_URI …).")
 @click.option("--task-timeout", metavar="TIME", help="Longest time for one task, such as 10m (default: none).")
 @click.option(
     "--trust",
@@ -348,6 +350,26 @@ def report(run: str, output: str, quiet: bool) -> None:
     _guarded(lambda: batch_explain.open_run(run).report(output), _ASK_AGAIN)
     if not quiet:
         _print_pairs([("report", output)])
+
+
+@cli.command()
+@click.argument("run", metavar="RUN")
+@click.option("--quiet", is_flag=True, help="Show errors only.")
+def log(run: str, quiet: bool) -> None:
+    """Log the finished run RUN to MLflow, unless it is logged there already.
+
+    The server, the experiment and the credentials are those of MLflow's own environment.
+
+    Exit codes: 0 it is logged; 2 no finished run, or MLflow cannot be used; 5 not all of it was taken.
+    """
+
+    def logged() -> str:
+        with _observers(quiet, "text"):
+            return batch_explain.log_to_mlflow(batch_explain.open_run(run))
+
+    found = _guarded(logged, _LOG_AGAIN)
+    if not quiet:
+        _print_pairs([("MLflow run", found)])
 
 
 def main() -> None:

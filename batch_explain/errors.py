@@ -93,6 +93,10 @@ class InterruptedRunError(BatchExplainError):
     exit_code = 5
 
 
+class NotLoggedError(InterruptedRunError):
+    """The run is finished, but the tracking server did not take all that is logged; ``--resume`` logs it."""
+
+
 class StoppedError(InterruptedRunError):
     """A task was given up because its run stops; it did not fail."""
 

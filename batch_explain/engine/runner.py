@@ -6,7 +6,6 @@ import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,39 +42,8 @@ from batch_explain.storage.output import claim_output
 _LOOKED_AT = 1_000  # rows of a file, in search of one that can be explained
 
 
-def explain_dataset(*, observers: Sequence[Observer] = (), **options: Any) -> Run:
-    """Explain every row of a parquet dataset.
-
-    Parameters
-    ----------
-    observers : sequence of callable
-        Each is called with every event of the run (see :mod:`batch_explain.events`).
-    **options
-        The fields of :class:`batch_explain.options.RunOptions`: ``input``, ``output``, ``explainer``, ``model`` and so
-        on.
-
-    Returns
-    -------
-    Run
-        The finished run.
-
-    Raises
-    ------
-    BatchExplainError
-        One of its kinds: see :mod:`batch_explain.errors`. A ``DriftError`` comes after the run is finished, and
-        :func:`open_run` opens it.
-
-    Examples
-    --------
-    >>> run = explain_dataset(  # doctest: +SKIP
-    ...     input="rows/", model="model.pkl", explainer="scoring_explainer.pkl", output="out/")
-    >>> run.summary("raw")  # doctest: +SKIP
-    """
-    return run(RunOptions.create(**options), observers)
-
-
 def run(options: RunOptions, observers: Sequence[Observer] = ()) -> Run:
-    """Explain a dataset as the options say; see :func:`explain_dataset`."""
+    """Explain a dataset as the options say; see :func:`batch_explain.explain_dataset`."""
     started = time.perf_counter()
 
     def emit(event: Event) -> None:
