@@ -345,7 +345,7 @@ ARTIFACTS = [
     Case("model_missing", 2, ("no model at", "no.pkl", "Check the path"), {"model": "{root}/no.pkl"}),
     Case("explainer_missing", 2, ("no explainer at", "no.pkl", "Check the path"),
          {"explainer": "{root}/no.pkl"}),
-    Case("model_is_a_folder", 2, ("rows is a folder", "Name the pickle"), {"model": "{root}/rows"}),
+    Case("model_is_a_folder", 2, ("it is a folder without bundle.json", "Name the pickle"), {"model": "{root}/rows"}),
     Case("explainer_is_a_folder", 2, ("rows is a folder", "Name a scoring_explainer.pkl"),
          {"explainer": "{root}/rows"}),
     Case("explainer_is_a_dict", 2, ("explainer.pkl holds a dict", "no explainer", "scoring_explainer.pkl"),

@@ -266,9 +266,9 @@ class ClusterExecutor(Executor):
             paused = paused + 1 if names else 0
             if paused > _DESERTED_POLLS:
                 raise InterruptedRunError(
-                    f"Nothing is worked on, because Dask has paused {', '.join(names[:_NAMED])}: what is held there is near "
-                    "the worker's limit, and it gets no tasks until there is less. Give the cluster's workers more "
-                    "memory, or set Dask's distributed.worker.memory.pause to false, and go on with --resume."
+                    f"Nothing is worked on, because Dask has paused {', '.join(names[:_NAMED])}: what is held there is "
+                    "near the worker's limit, and it gets no tasks until there is less. Give the workers more memory, or "
+                    "set Dask's distributed.worker.memory.pause to false, and go on with --resume."
                 )
 
     def _paused(self) -> list[str]:

@@ -183,6 +183,11 @@ def read_model(place: Location, sha256: str | None = None) -> bytes:
         If there is none, or it is damaged.
     """
     try:
+        if not place.join(MANIFEST).exists():
+            raise ArtifactError(
+                f"it is a folder without {MANIFEST}, so it is no bundle. Name the pickle file in it, or a bundle "
+                "that was exported --with-model."
+            )
         manifest = _manifest(place, sha256)
         if MODEL not in manifest.files:
             raise ArtifactError(
