@@ -112,7 +112,7 @@ def wait_for_receipts(process: "subprocess.Popen[str]", output: Path, count: int
     ("scheduler", "kills"),
     [
         ("sync", KILLS_IN_CI),
-        ("processes", KILLS_IN_CI),
+        ("processes", KILLS_IN_CI - 1),
         pytest.param("sync", KILLS, marks=pytest.mark.soak),
         pytest.param("processes", KILLS, marks=pytest.mark.soak),
     ],

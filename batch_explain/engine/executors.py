@@ -267,8 +267,8 @@ class ClusterExecutor(Executor):
             if paused > _DESERTED_POLLS:
                 raise InterruptedRunError(
                     f"Nothing is worked on, because Dask has paused {', '.join(names[:_NAMED])}: what is held there is "
-                    "near the worker's limit, and it gets no tasks until there is less. Give the workers more memory, or "
-                    "set Dask's distributed.worker.memory.pause to false, and go on with --resume."
+                    "near the worker's limit, and it gets no tasks until there is less. Give the workers more memory, "
+                    "or set Dask's distributed.worker.memory.pause to false, and go on with --resume."
                 )
 
     def _paused(self) -> list[str]:
