@@ -6,16 +6,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from batch_explain.errors import OptionError
-from batch_explain.report.finished import write_report
+from batch_explain.report.finished import read_summaries, write_report
 from batch_explain.storage.atomic import sha256_of
 from batch_explain.storage.filesystems import Location
 
 if TYPE_CHECKING:
+    import dask.dataframe as dd
+
+    from batch_explain.forms.row import Row
     from batch_explain.report.plots import Plots
 
 
@@ -36,7 +40,13 @@ class Run:
 
     def __repr__(self) -> str:
         rows, tables = self.info["rows"]["explained"], ", ".join(self.info["tables"])
-        return f"<Run {self.location}: {rows:,} rows, {tables}>"
+        outputs = f", {len(self.outputs)} outputs" if self.outputs else ""
+        return f"<Run {self.location}: {self.info['task']}, {rows:,} rows{outputs}, {tables}>"
+
+    def _repr_html_(self) -> str:
+        from batch_explain.forms.card import card_html
+
+        return card_html(self.info, read_summaries(self.location)[0], str(self.location))
 
     @property
     def outputs(self) -> list[str] | None:
@@ -67,9 +77,7 @@ class Run:
         """
         found = self._frame(f"summary/{level}.parquet") if level in ("raw", "engineered") else None
         if found is None:
-            raise OptionError(
-                f"The run has no summary '{level}': it has 'engineered', and 'raw' where there was a feature map."
-            )
+            raise _no_summary(level)
         return found
 
     def cohorts(self) -> pd.DataFrame:
@@ -109,9 +117,7 @@ class Run:
         OptionError
             If the run kept none.
         """
-        found = self._frame("summary/sample.parquet")
-        if found is None:
-            raise OptionError("The run has no sample: it had no rows, or --sample-rows 0.")
+        found: pd.DataFrame = self._sample().to_pandas()
         return found
 
     def sketches(self) -> pd.DataFrame:
@@ -155,13 +161,145 @@ class Run:
         """
         write_report(self.location, self.info, Location(os.fspath(path)))
 
-    def _frame(self, path: str) -> pd.DataFrame | None:
+    def row(self, id: Any) -> "Row":
+        """One explained row, found by its id without loading a table.
+
+        Parameters
+        ----------
+        id : object or dict
+            The value of the id column; of several, a dict of their values, as also where there are none:
+            ``{"source_file": …, "source_row": …}``.
+
+        Returns
+        -------
+        Row
+            ``ids``, ``predictions``, ``expected_values`` (by output), and ``raw`` and ``engineered``: importances, one
+            line for each feature and one column for each output.
+
+        Raises
+        ------
+        OptionError
+            If no row has this id, or several have it, or the run wrote no table with a line for each row.
+
+        Notes
+        -----
+        The id columns are read where the statistics of row groups do not exclude it, then one row group of each table.
+        """
+        from batch_explain.forms.row import row_of
+
+        several: list[str | None] = [*self.outputs] if self.outputs else [None]
+        keys = [("predictions", None), *((level, output) for level in ("raw", "engineered") for output in several)]
+        return row_of(self.info, {key: self.table(*key) for key in keys if key[0] in self.info["tables"]}, id)
+
+    def to_dask(self, level: str, output: str | None = None) -> "dd.DataFrame":
+        """A table of the run as a Dask dataframe: one partition for each part, in input order.
+
+        Parameters
+        ----------
+        level, output : str
+            As for :meth:`table`.
+
+        Returns
+        -------
+        dask.dataframe.DataFrame
+            Nothing is read yet. Integers and truth values have pandas' nullable types (``Int64``, ``boolean``), which
+            are the same in parts with and without nulls.
+
+        Raises
+        ------
+        OptionError
+            If the run has no such table.
+        """
+        from batch_explain.forms.dask_form import dask_frame
+
+        frame: dd.DataFrame = dask_frame(self._parts(level, output), self.table(level, output).schema)
+        return frame
+
+    def to_shap(self, level: str = "raw", rows: int | None = None, output: str | None = None) -> Any:
+        """Rows of the run's sample as shap's explanation, from which shap's own plots draw.
+
+        Parameters
+        ----------
+        level : str
+            ``raw`` or ``engineered``.
+        rows : int, optional
+            How many: drawn uniformly from the sample (``--sample-rows``), always the same ones, in input order. At most
+            1,000 where it is left out; all rows where the run has fewer.
+        output : str, optional
+            Label of one of several outputs; left out, all of them.
+
+        Returns
+        -------
+        shap.Explanation
+            ``values`` of shape (row, feature), or (row, feature, output) for several outputs; ``base_values`` (row,) or
+            (row, output), NaN where not known. ``feature_names``: those that can be other than 0. ``data``, the
+            features' own values of shape (row, feature): numbers (NaN: missing), dates as days since 1970, and texts
+            by their place in the alphabet; ``display_data`` has dates and texts as themselves (``no value``: missing),
+            which is how shap's plots show them. Both are None with ``--no-row-values``, and for engineered features
+            where a model made them.
+
+        Raises
+        ------
+        OptionError
+            If the run has no such level or output, no sample, or a sample of fewer rows than are asked for; or shap is
+            not installed.
+        """
+        from batch_explain.forms.shap_form import shap_explanation
+
+        return shap_explanation(self.info, self._sample(), level=level, rows=rows, output=output)
+
+    def to_interpret(self, level: str = "raw", rows: int | None = None) -> Any:
+        """The run as interpret-community's explanation: global over all rows, local of rows of the sample.
+
+        Parameters
+        ----------
+        level : str
+            ``raw`` or ``engineered``.
+        rows : int, optional
+            How many local ones, as for :meth:`to_shap`. A run without a sample gives a global explanation only.
+
+        Returns
+        -------
+        interpret_community.explanation.explanation.GlobalExplanation
+            ``global_importance_values``: mean |importance| over all rows, of several outputs their mean, as the library
+            has it. For classes also ``per_class_values``; of two classes with one output the first one's local values
+            are the second one's with their signs turned. ``features``: those that can be other than 0. ``eval_data``
+            and ``eval_y_predicted`` where the sample holds these features' values, as in :meth:`to_shap`, but with
+            dates as text. ``raiwidgets.ExplanationDashboard(explanation, dataset=explanation.eval_data)`` shows it,
+            ``save_explanation`` saves it.
+
+        Raises
+        ------
+        OptionError
+            If the run has no such level, or a sample of fewer rows than are asked for; or interpret-community is not
+            installed.
+        """
+        from batch_explain.forms.interpret_form import interpret_explanation
+
+        summary = self._read(f"summary/{level}.parquet") if level in ("raw", "engineered") else None
+        if summary is None:
+            raise _no_summary(level)
+        return interpret_explanation(
+            self.info, summary, self._read("summary/sample.parquet"), level=level, rows=rows
+        )  # fmt: skip
+
+    def _read(self, path: str) -> pa.Table | None:
         place = self.location.join(path)
         if not place.exists():
             return None
         with place.open() as stream:
-            frame: pd.DataFrame = pq.read_table(stream).to_pandas()
-            return frame
+            return pq.read_table(stream)
+
+    def _frame(self, path: str) -> pd.DataFrame | None:
+        table = self._read(path)
+        frame: pd.DataFrame | None = None if table is None else table.to_pandas()
+        return frame
+
+    def _sample(self) -> pa.Table:
+        found = self._read("summary/sample.parquet")
+        if found is None:
+            raise OptionError("The run has no sample: it had no rows, or --sample-rows 0.")
+        return found
 
     def table(self, level: str, output: str | None = None) -> ds.Dataset:
         """A table of the run.
@@ -183,6 +321,12 @@ class Run:
         OptionError
             If the run has no such table.
         """
+        parts = [part.path for part in self._parts(level, output)]
+        filesystem = None if self.location.is_local else PyFileSystem(FSSpecHandler(self.location.fs))
+        return ds.dataset(parts, format="parquet", filesystem=filesystem)
+
+    def _parts(self, level: str, output: str | None) -> list[Location]:
+        """Where the parts of a table lie, in input order."""
         from batch_explain.storage.tables import importance_folder
 
         tables = {**self.info["tables"], "quarantine": ["quarantine"]}
@@ -201,8 +345,13 @@ class Run:
         parts.sort(key=lambda path: (len(path), path))  # part-100000 comes after part-99999
         if not parts:
             raise OptionError("The run has no table 'quarantine': all rows were explained.")
-        filesystem = None if self.location.is_local else PyFileSystem(FSSpecHandler(self.location.fs))
-        return ds.dataset([self.location.join(part).path for part in parts], format="parquet", filesystem=filesystem)
+        return [self.location.join(part) for part in parts]
+
+
+def _no_summary(level: str) -> OptionError:
+    return OptionError(
+        f"The run has no summary '{level}': it has 'engineered', and 'raw' where there was a feature map."
+    )
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:

@@ -99,7 +99,7 @@ def report_html(
         "shortened_names": shortened_names,
         "counts": counts,
         "sampled": 0 if rows is None else len(rows),
-        "fidelity": verdict.fidelity(info["fidelity"], _class_counts(cohorts)),
+        "fidelity": verdict.fidelity(info["fidelity"], class_counts(cohorts)),
         "additivity": verdict.additivity(info["additivity"]),
         "groups": _groups(info, cohorts),
         "cohort_names": list(dict.fromkeys(each.cohort for each in cohorts)),
@@ -177,7 +177,8 @@ def _feature_tables(levels: Sequence[Level], outputs: Sequence[str | None]) -> t
     return found, most is not None
 
 
-def _class_counts(cohorts: Sequence[CohortSummary]) -> list[int] | None:
+def class_counts(cohorts: Sequence[CohortSummary]) -> list[int] | None:
+    """Rows of each predicted class; None where they were not counted."""
     for each in cohorts:
         if each.cohort == PREDICTED:
             return [int(count) for count in each.counts]
