@@ -266,7 +266,7 @@ class Run:
             are the second one's with their signs turned. ``features``: those that can be other than 0. ``eval_data``
             and ``eval_y_predicted`` where the sample holds these features' values, as in :meth:`to_shap`, but with
             dates as text. ``raiwidgets.ExplanationDashboard(explanation, dataset=explanation.eval_data)`` shows it,
-            ``save_explanation`` saves it.
+            and averages the local values for that; ``save_explanation`` saves it.
 
         Raises
         ------
