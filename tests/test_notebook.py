@@ -366,6 +366,7 @@ def test_the_dashboard_shows_it(bank: bx.Run, browser: Any) -> None:
         address = next((line.split()[1] for line in serving.stdout if line.startswith("address ")), None)
         assert address is not None, "the program ended"
         page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(120_000)
         page.route(lambda url: not url.startswith(address), lambda route: route.abort())  # it asks for fonts
         page.goto(address, wait_until="commit")
         page.get_by_text("Binary classifier").wait_for()
