@@ -11,7 +11,7 @@ from batch_explain.storage.atomic import NewFile, new_file, sha256_of, write_jso
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.tables import encode_label
 from tests.comparing import digests
-from tests.conftest import Small
+from tests.conftest import Small, once
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -39,6 +39,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(root: Location) -> 
     assert [name.rsplit("/", 1)[-1] for name in root.fs.find(root.path)] == ["a.json"]
 
 
+@once
 def test_a_run_on_an_object_store_is_the_local_run(small: Small, tmp_path: Path) -> None:
     """Input and output through fsspec: the same bytes as from and to a folder."""
     source = small.write(tmp_path / "rows.parquet")

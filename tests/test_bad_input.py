@@ -23,6 +23,7 @@ from click.testing import CliRunner
 
 from batch_explain.cli import cli
 from batch_explain.engine import executors
+from tests.conftest import once
 
 ROOT = Path(__file__).parent.parent
 CITIES = ["Bergen", "Oslo", "Tromso"]
@@ -564,7 +565,7 @@ def test_an_unneeded_column_may_be_anything(place: Place) -> None:
 SUBPROCESS = [
     ("sync", "config_unknown_key"),
     ("sync", "password_in_a_url"),
-    ("processes", "unknown_category"),
+    pytest.param("processes", "unknown_category", marks=once),
 ]
 
 

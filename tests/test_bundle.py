@@ -71,6 +71,7 @@ def test_in_memory(golden: Path) -> None:
     assert_close(found.values.transpose(0, 2, 1), expected["engineered"], 1e-12)
 
 
+@once
 def test_there_is_no_code_in_it(golden: Path) -> None:
     for path in (golden / "bundle").iterdir():
         if path.suffix == ".npz":
@@ -83,6 +84,7 @@ def test_there_is_no_code_in_it(golden: Path) -> None:
             assert all(letter.isprintable() or letter in "\n" for letter in path.read_text(encoding="utf-8"))
 
 
+@once
 @pytest.mark.parametrize("objective", ["regression", "binary", "multiclass"])
 def test_any_lightgbm_model_can_be_exported(objective: str, tmp_path: Path) -> None:
     """Against LightGBM's own contributions, with categories, gaps, and no model given."""
@@ -141,6 +143,7 @@ def test_the_same_bytes_each_time(small: Small, tmp_path: Path) -> None:
     assert (tmp_path / "a/surrogate.txt").read_text() == small.explainer.read_text()
 
 
+@once
 def test_what_the_output_may_be(tiny: Path, tmp_path: Path) -> None:
     place = tmp_path / "bundle"
 
@@ -210,6 +213,7 @@ def test_inspect_tells_what_it_is() -> None:
     assert linear.trees is None and linear.feature_map is not None and 0 < linear.feature_map[2] < 1
 
 
+@once
 def test_a_bundle_can_be_pinned(tmp_path: Path) -> None:
     place = GOLDEN / "linear-multiclass/bundle"
     digest = hashlib.sha256((place / "bundle.json").read_bytes()).hexdigest()
@@ -231,6 +235,7 @@ def test_workers_open_bundles(engineered: Engineered, tmp_path: Path) -> None:
     assert run.info["artifacts"]["explainer"]["description"].startswith("portable bundle: LightGBM")
 
 
+@once
 def test_on_another_filesystem(tiny: Path) -> None:
     place = "memory://bundles/tiny"
     bx.export_bundle(tiny, place)
@@ -245,6 +250,7 @@ def test_on_another_filesystem(tiny: Path) -> None:
     assert "surrogate.txt is missing" in refusal(place)
 
 
+@once
 def test_a_bundle_of_another_model(tmp_path: Path) -> None:
     """Refused by what differs: task, classes (1 is not '1'), features."""
     frame = pd.DataFrame(np.random.default_rng(0).normal(size=(300, 3)), columns=["a", "b", "c"])
@@ -275,6 +281,7 @@ def test_a_bundle_of_another_model(tmp_path: Path) -> None:
     assert found.info["features"]["raw"] == ["a", "b", "c"]
 
 
+@once
 def test_an_exchanged_bundle_is_not_resumed_with(engineered: Engineered, tmp_path: Path) -> None:
     bundle, source = tmp_path / "bundle", tmp_path / "rows.parquet"
     engineered.frame[:400].to_parquet(source, index=False)

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 import batch_explain as bx
 from batch_explain.cli import cli
-from tests.conftest import ROOT, Engineered, Small
+from tests.conftest import ROOT, Engineered, Small, once
 
 COMMAND = [sys.executable, "-m", "batch_explain"]
 
@@ -29,6 +29,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert "run" in run("--help").stdout
 
 
+@once
 def test_a_run_prints_what_a_person_wants_to_know(small: Small, tmp_path: Path) -> None:
     source = small.write(tmp_path / "rows.parquet")
     done = run(
@@ -43,6 +44,7 @@ def test_a_run_prints_what_a_person_wants_to_know(small: Small, tmp_path: Path) 
     assert bx.open_run(tmp_path / "out").info["options"]["id_columns"] == ["customer_id"]
 
 
+@once
 def test_json_log_and_quiet(engineered: Engineered, tmp_path: Path) -> None:
     source = tmp_path / "rows.parquet"
     engineered.frame.to_parquet(source, row_group_size=1_000)

@@ -162,6 +162,7 @@ def test_rows_values_are_kept_only_where_they_may_be(small: Small, tmp_path: Pat
     assert any("--no-row-values" in decision for decision in run.info["decisions"])
 
 
+@once
 def test_a_shift_of_known_size(engineered: Engineered, halves: dict[str, bx.Run]) -> None:
     comparison = bx.compare_runs(halves["moved"], halves["first"])
     frame = comparison.frame().set_index("feature")
@@ -255,6 +256,7 @@ def test_ndcg_is_the_mean_over_all_orders(pairs: list[tuple[float, float]]) -> N
     assert ndcg(baseline, run) == pytest.approx(expected, abs=1e-12)
 
 
+@once
 def test_features_that_swapped_their_roles(engineered: Engineered, halves: dict[str, bx.Run], tmp_path: Path) -> None:
     """The names of the two foremost features swapped, in the trees and in the rows; one is new, one is gone."""
     names = {"f0": "f3", "f3": "f0", "f5": "new"}

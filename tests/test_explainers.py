@@ -16,6 +16,7 @@ import batch_explain as bx
 from batch_explain.errors import ArtifactError
 from batch_explain.explainers.base import combine_maps
 from tests.comparing import assert_close, frame_of, values_of
+from tests.conftest import once
 
 
 class Weighted:
@@ -169,6 +170,7 @@ def test_random_forest_boosters_add_up(classes: Any) -> None:
     )
 
 
+@once
 def test_wide_rows_make_smaller_batches(tmp_path: Path) -> None:
     """Memory is bounded whatever --batch-rows says, and the decision is recorded."""
     width, rows = 6_000, 40

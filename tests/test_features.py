@@ -19,6 +19,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 import batch_explain as bx
 from batch_explain.errors import InputError, OptionError
 from tests.comparing import digests, frame_of, values_of
+from tests.conftest import once
 from tests.test_restart import stop_after
 
 TABLES = "engineered,raw,features"
@@ -158,6 +159,7 @@ def test_rows_that_were_sparse_are_explained_as_sparse(job: Job) -> None:
     np.testing.assert_allclose(later.info["expected_values"], expected[0, -1:], rtol=0, atol=1e-12)
 
 
+@once
 def test_rows_of_different_runs_are_not_mixed(job: Job) -> None:
     job.run()
     job.run("other", id_columns=())
@@ -184,6 +186,7 @@ def test_an_id_of_the_same_name_is_refused(job: Job) -> None:
         job.run(outputs="features", id_columns=job.used[0])
 
 
+@once
 def test_bad_rows_have_no_features(job: Job) -> None:
     frame = job.frame.copy()
     frame.loc[[3, 250], "kind"] = "unheard of"  # the encoder refuses it
@@ -193,6 +196,7 @@ def test_bad_rows_have_no_features(job: Job) -> None:
     assert frame_of(run, "features").id.tolist() == frame.id.drop([3, 250]).tolist()
 
 
+@once
 def test_a_resumed_run_has_the_same_bytes(job: Job) -> None:
     job.run("whole")
     with pytest.raises(KeyboardInterrupt):
@@ -203,6 +207,7 @@ def test_a_resumed_run_has_the_same_bytes(job: Job) -> None:
     job.run(overwrite=True)
 
 
+@once
 def test_mostly_zero_columns_are_small(tmp_path: Path) -> None:
     """500 columns, 1 in 100 filled with numbers that never repeat: little more than the numbers themselves."""
     from batch_explain.storage.filesystems import Location

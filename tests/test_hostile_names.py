@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 import batch_explain as bx
 from batch_explain.cli import cli
+from tests.conftest import once
 
 NAMES = [
     "../../outside",
@@ -74,6 +75,7 @@ class Hostile:
         return np.asarray(found).reshape(len(self.rows), len(self.labels), -1)[:, :, :-1]
 
 
+@once
 @pytest.mark.parametrize("kind", ["features", "classes"])
 def test_they_are_text_and_nothing_else(kind: str, tmp_path: Path) -> None:
     plain = [f"f{i}" for i in range(len(NAMES))]

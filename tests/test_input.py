@@ -65,6 +65,7 @@ def test_hive_keys_are_ids_and_may_be_features(engineered: Engineered, tmp_path:
     assert frame_of(run, "engineered").region.tolist() == np.repeat(["r 1", "r 2", "r 3"], 1_000).tolist()
 
 
+@once
 def test_one_huge_row_group_is_cut_into_ranges(engineered: Engineered, tmp_path: Path) -> None:
     engineered.frame.to_parquet(tmp_path / "rows.parquet", row_group_size=10_000, index=False)
     run = explain(engineered, tmp_path / "rows.parquet", tmp_path / "out", partition_rows=999, batch_rows=100)
@@ -73,6 +74,7 @@ def test_one_huge_row_group_is_cut_into_ranges(engineered: Engineered, tmp_path:
     assert frame_of(run, "engineered").source_row.tolist() == list(range(3_000))
 
 
+@once
 def test_many_small_files(engineered: Engineered, tmp_path: Path) -> None:
     (tmp_path / "rows").mkdir()
     for number in range(100):
@@ -171,6 +173,7 @@ def test_ids_keep_values_and_types(engineered: Engineered, tmp_path: Path) -> No
         assert found[name].combine_chunks().equals(source[name].combine_chunks())
 
 
+@once
 def test_a_run_is_recorded_as_it_was(engineered: Engineered, tmp_path: Path) -> None:
     """run.json names every file of the run with its checksum, and _SUCCESS closes run.json."""
     import hashlib
@@ -194,6 +197,7 @@ def test_a_run_is_recorded_as_it_was(engineered: Engineered, tmp_path: Path) -> 
         bx.open_run(tmp_path / "out")
 
 
+@once
 def test_overwrite_replaces_a_run(engineered: Engineered, tmp_path: Path) -> None:
     engineered.frame[:100].to_parquet(tmp_path / "rows.parquet", index=False)
     explain(engineered, tmp_path / "rows.parquet", tmp_path / "out", partition_rows=10)

@@ -161,6 +161,7 @@ def test_rows_of_another_width_are_refused(engineered: Engineered) -> None:
         TreeShap(read_model_text(engineered.explainer.read_text())).explain(sp.csr_matrix((2, 13)))
 
 
+@once
 def test_table_memory_bounds_the_tables_and_changes_nothing_else(
     engineered: Engineered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,6 +298,7 @@ def _use(connection: Any) -> None:
 needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 
+@once
 @needs_linux
 def test_two_processes_map_one_file(own_temporary_folder: Path) -> None:
     array = shared_array("abc", 5_000, _filled)
@@ -323,6 +325,7 @@ def test_a_file_cut_short_is_made_again(own_temporary_folder: Path) -> None:
     assert array.ctypes.data % 64 == 0
 
 
+@once
 @pytest.mark.parametrize("spoil", ["open_to_others", "a_link", "no_room"])
 def test_without_a_safe_place_each_process_has_its_own(
     spoil: str, engineered: Engineered, own_temporary_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

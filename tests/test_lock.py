@@ -19,7 +19,7 @@ from batch_explain.events import Event, PartitionDone
 from batch_explain.storage import lock as locks
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.lock import LOCK_FILE, living_holder, take_lock
-from tests.conftest import ROOT, Engineered
+from tests.conftest import ROOT, Engineered, once
 
 HOLD = """
 import sys, time
@@ -71,6 +71,7 @@ def test_a_living_holder_is_named_at_once(root: Location) -> None:
     take_lock(root).release()
 
 
+@once
 def test_only_one_of_many_gets_it(root: Location) -> None:
     won: list[locks.Lock] = []
     refused: list[OutputRefusedError] = []
@@ -95,6 +96,7 @@ def test_only_one_of_many_gets_it(root: Location) -> None:
         each.release()
 
 
+@once
 @pytest.mark.parametrize("place", ["no hard links", "no conditional create"])
 def test_storage_that_can_do_less(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """FUSE mounts have no hard links; some object stores' clients cannot create exclusively."""
@@ -133,6 +135,7 @@ def test_a_killed_holder_on_this_machine_is_known_at_once(tmp_path: Path) -> Non
     assert time.monotonic() - began < 2
 
 
+@once
 def test_a_pid_that_was_given_out_again_does_not_hold_it_for_long(tmp_path: Path, quick: None) -> None:
     """The process lives, but is another: it writes no beats."""
     root = Location(str(tmp_path))
@@ -145,6 +148,7 @@ def test_a_pid_that_was_given_out_again_does_not_hold_it_for_long(tmp_path: Path
     take_lock(root).release()
 
 
+@once
 def test_of_two_that_find_the_same_dead_lock_one_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second removes the lock that the first has just made, in the belief that it is the dead one."""
     root = Location(str(tmp_path))
@@ -167,6 +171,7 @@ def test_of_two_that_find_the_same_dead_lock_one_goes_on(tmp_path: Path, monkeyp
     assert made == [False, True] and place.exists()
 
 
+@once
 def test_a_silent_holder_elsewhere_is_dead_within_a_minute(root: Location, quick: None) -> None:
     assert 2 * locks.SILENCE_SECONDS < 60
     lock = take_lock(root)
@@ -181,6 +186,7 @@ def test_a_silent_holder_elsewhere_is_dead_within_a_minute(root: Location, quick
     assert time.monotonic() - began < 60
 
 
+@once
 def test_a_holder_elsewhere_whose_clock_is_behind_is_not_taken_for_dead(tmp_path: Path, quick: None) -> None:
     root = Location(str(tmp_path))
     with take_lock(root) as lock:
@@ -220,6 +226,7 @@ def test_a_holder_that_was_taken_for_dead_stops(root: Location, quick: None) -> 
     assert json.loads(place.read_bytes())["token"] == "another's"  # not removed by the one that lost it
 
 
+@once
 def test_a_torn_lock_is_watched_then_removed(root: Location, quick: None) -> None:
     place = root.join(LOCK_FILE)
     place.fs.makedirs(place.parent.path, exist_ok=True)

@@ -137,6 +137,7 @@ def test_a_row_is_found_by_its_id(bank: bx.Run, classes: bx.Run, margins: "pd.Se
     assert nobody.tolist() == frame_of(classes, "engineered", classes.outputs[0]).iloc[70, 2:].tolist()
 
 
+@once
 @pytest.mark.parametrize(
     ("which", "id", "words"),
     [
@@ -154,6 +155,7 @@ def test_a_row_that_cannot_be_told(which: str, id: Any, words: str, request: pyt
     assert words in str(refused.value) and "\n" not in str(refused.value)
 
 
+@once
 def test_rows_without_ids_of_their_own(engineered: Engineered, tmp_path: Path) -> None:
     engineered.frame[:40].to_parquet(tmp_path / "rows.parquet")
     run = bx.explain_dataset(

@@ -35,7 +35,7 @@ from batch_explain.explainers.pickles import open_pickle
 from batch_explain.explainers.skeleton import Thing, skeleton_of
 from batch_explain.storage.filesystems import Location
 from tests import hostile
-from tests.conftest import ROOT, Small
+from tests.conftest import ROOT, Small, once
 
 HERE = "tests.test_pickles"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -85,6 +85,7 @@ def test_the_hostile_files_are_alive(tmp_path: Path) -> None:
     } <= alive  # fmt: skip
 
 
+@once
 def test_the_command_line_ends_with_2_and_names_it(tmp_path: Path, small: Small) -> None:
     model, canary = tmp_path / "model.pkl", tmp_path / "canary"
     model.write_bytes(hostile.make("os.system", str(canary)))
@@ -367,6 +368,7 @@ def test_only_exact_names_can_be_trusted(name: str, tmp_path: Path, small: Small
         bx.explain_dataset(input="x", model=small.model, explainer=small.explainer, output=tmp_path / "o", trust=[name])
 
 
+@once
 def test_a_run_with_trusted_names_says_so_and_resumes_with_the_same(tmp_path: Path, small: Small) -> None:
     """And ``verify`` does not believe what the folder says. Worker processes: ``test_workers_die.py``."""
     pipeline = joblib.load(small.model)

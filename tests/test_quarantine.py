@@ -20,7 +20,7 @@ from batch_explain.cli import cli
 from batch_explain.engine.quarantine import without_value
 from batch_explain.errors import BadDataError, InputError
 from tests.comparing import digests, frame_of
-from tests.conftest import Engineered, Small
+from tests.conftest import Engineered, Small, once
 from tests.test_restart import stop_after
 
 BAD = {("0.parquet", 0): "forty", ("0.parquet", 3): "", ("1.parquet", 499): "1,5", ("2.parquet", 200): "4O"}
@@ -75,6 +75,7 @@ def test_bad_rows_are_alone_in_quarantine(scheduler: str, small: Small, rows: Pa
     pd.testing.assert_frame_equal(run.summary("raw"), alone.summary("raw"), rtol=1e-9)
 
 
+@once
 def test_rows_are_numbered_as_in_their_file(small: Small, rows: Path, tmp_path: Path) -> None:
     run = explain(small, rows, tmp_path / "out", id_columns=None, max_bad_rows="1%")
     found = frame_of(run, "raw")
@@ -115,6 +116,7 @@ def test_a_model_that_refuses_whole_batches(small: Small, engineered: Engineered
     np.testing.assert_allclose(values, expected, rtol=0, atol=1e-10)
 
 
+@once
 def test_above_the_limit_the_run_ends_and_keeps_what_it_found(small: Small, rows: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     arguments = ["run", "--input", rows, "--model", small.model, "--explainer", small.explainer, "--output", output]
@@ -138,6 +140,7 @@ def test_above_the_limit_the_run_ends_and_keeps_what_it_found(small: Small, rows
     assert digests(output) == digests(tmp_path / "whole")
 
 
+@once
 def test_the_limit_counts_all_partitions(small: Small, rows: Path, tmp_path: Path) -> None:
     """No partition alone is above it."""
     with pytest.raises(BadDataError, match=r"6 rows or more cannot be explained.*--max-bad-rows \(5\)"):
@@ -152,6 +155,7 @@ def test_without_a_limit_the_first_bad_row_ends_the_run(small: Small, rows: Path
     assert not (tmp_path / "out").exists()
 
 
+@once
 def test_no_row_values_stand_in_the_quarantine(small: Small, rows: Path, tmp_path: Path) -> None:
     run = explain(small, rows, tmp_path / "out", max_bad_rows=8, no_row_values=True)
     found = frame_of(run, "quarantine")
@@ -208,6 +212,7 @@ def test_kinds_of_reasons_hold_no_values(reason: str, kind: str) -> None:
     assert without_value(reason) == kind
 
 
+@once
 def test_a_resumed_run_has_the_same_quarantine(small: Small, rows: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         explain(small, rows, tmp_path / "out", max_bad_rows=8, observers=[stop_after(4)])
@@ -217,6 +222,7 @@ def test_a_resumed_run_has_the_same_quarantine(small: Small, rows: Path, tmp_pat
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
 
+@once
 def test_files_that_cannot_be_read_are_left_out(small: Small, tmp_path: Path) -> None:
     """One is no parquet file at all; one has damaged pages, which only reading it shows."""
     for number in range(4):

@@ -156,7 +156,12 @@ def test_kill_anywhere(scheduler: str, kills: int, job: Job) -> None:
 
 @pytest.mark.parametrize(
     ("name", "scheduler"),
-    [("SIGINT", "sync"), ("SIGTERM", "threads"), ("SIGINT", "processes"), ("SIGTERM", "processes")],
+    [
+        ("SIGINT", "sync"),
+        ("SIGTERM", "threads"),
+        ("SIGTERM", "processes"),
+        pytest.param("SIGINT", "processes", marks=pytest.mark.soak),
+    ],
 )
 def test_a_signal_stops_it_within_ten_seconds(name: str, scheduler: str, job: Job) -> None:
     output = job.folder / "out"

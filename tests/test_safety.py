@@ -27,7 +27,7 @@ from batch_explain.options import RunOptions
 from batch_explain.storage.dataset import discover
 from batch_explain.storage.output import claim_output
 from tests.comparing import frame_of
-from tests.conftest import Engineered, Small
+from tests.conftest import Engineered, Small, once
 
 
 def planned(small: Small, tmp_path: Path, **options: Any) -> tuple[Plan, Artifacts]:
@@ -71,6 +71,7 @@ def test_an_output_taken_while_planning_is_left_alone(small: Small, tmp_path: Pa
     assert (tmp_path / "out/_run/plan.json").exists()
 
 
+@once
 def test_a_run_is_not_removed_for_a_cluster_that_is_not_there(
     engineered: Engineered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +149,7 @@ def test_receipts_name_their_run(small: Small, tmp_path: Path) -> None:
     assert sum(receipt["rows_in"] for receipt in receipts) == 2_000
 
 
+@once
 def test_demo_leaves_other_folders_alone(tmp_path: Path) -> None:
     (tmp_path / "model.pkl").write_bytes(b"precious")
     result = CliRunner().invoke(cli, ["demo", "--folder", str(tmp_path), "--rows", "10"])

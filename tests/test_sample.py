@@ -11,7 +11,7 @@ import batch_explain as bx
 from batch_explain.summary import sample
 from batch_explain.summary.sample import HASH, Sampling, hashes
 from tests.comparing import frame_of
-from tests.conftest import Small
+from tests.conftest import Small, once
 
 
 def explain(small: Small, rows: Path, output: Path, **options: Any) -> bx.Run:
@@ -57,6 +57,7 @@ def test_none_fewer_and_all(small: Small, tmp_path: Path) -> None:
     assert bx.verify_run(tmp_path / "none").ok and bx.verify_run(tmp_path / "all").ok
 
 
+@once
 def test_every_row_is_as_likely() -> None:
     """Of a million rows in files of neighbouring names, the sampled ones fall evenly on files, positions and parity."""
     sampling = Sampling(20_000, 1_000_000)

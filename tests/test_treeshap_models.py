@@ -313,6 +313,7 @@ def written_models(draw: Any) -> tuple[str, np.ndarray]:
     return text, probes(rng, X, read_model_text(text), categorical, 12)
 
 
+@once
 @_hypothesis
 @given(written_models())
 def test_any_written_model_is_lightgbms(case: tuple[str, np.ndarray]) -> None:
@@ -394,6 +395,7 @@ def some_rows(rng: np.random.Generator, count: int, features: int) -> np.ndarray
     return rows
 
 
+@once
 @pytest.mark.parametrize("chain", [0.0, 0.8, 1.0])
 @pytest.mark.parametrize("leaves", [2, 3, 4, 7, 31, 61, 128, 255, 512])
 def test_leaves_and_depth(leaves: int, chain: float) -> None:
@@ -514,6 +516,7 @@ def test_classes(classes: int) -> None:
     assert ensemble.n_trees == 3 * ensemble.n_outputs
 
 
+@once
 @pytest.mark.parametrize(
     "objective", ["multiclassova", "cross_entropy", "regression_l1", "gamma", "quantile", "lambdarank"]
 )
@@ -536,6 +539,7 @@ def test_other_objectives(objective: str) -> None:
     check(text, X[:10])
 
 
+@once
 @pytest.mark.parametrize("kind", ["dart", "rf", "goss"])
 def test_boosters(kind: str) -> None:
     rng = np.random.default_rng(2)

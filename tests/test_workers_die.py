@@ -40,7 +40,7 @@ from tests.comparing import digests
 from tests.conftest import ROOT, Engineered, once
 from tests.test_restart import PARTITIONS, Job, leftovers
 
-KILLS, KILLS_IN_CI = 20, 4
+KILLS, KILLS_IN_CI = 20, 3
 TRAPPED = 10  # the partition whose task dies or hangs: the fifth of 1.parquet
 SLOWLY = 0.1  # seconds a batch, so that there is time to kill
 
@@ -290,6 +290,7 @@ def test_no_workers_are_left(engineered: Engineered, tmp_path: Path, monkeypatch
             job.run(tmp_path / "out", scheduler=cluster.address(1), observers=[kill])
 
 
+@once
 def test_workers_that_dask_pauses_for_ever_are_told_of(
     engineered: Engineered, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,7 +337,7 @@ def test_a_partition_that_kills_the_last_worker_is_named(
 
 @pytest.mark.parametrize(
     ("scheduler", "allowed"),
-    [("processes", 0), ("cluster", 0), pytest.param("cluster", 3, marks=pytest.mark.soak)],
+    [("processes", 0), *(pytest.param("cluster", allowed, marks=pytest.mark.soak) for allowed in (0, 3))],
 )
 def test_a_partition_that_kills_its_workers_is_named(
     scheduler: str, allowed: int, engineered: Engineered, expected: dict[str, str], tmp_path: Path
@@ -360,7 +361,10 @@ def test_a_partition_that_kills_its_workers_is_named(
     assert_resumes(job, output, expected)
 
 
-@pytest.mark.parametrize("scheduler", [pytest.param("sync", marks=pytest.mark.soak), "threads", "processes"])
+@once
+@pytest.mark.parametrize(
+    "scheduler", ["threads", *(pytest.param(each, marks=pytest.mark.soak) for each in ("sync", "processes"))]
+)
 def test_a_task_that_hangs_is_given_up(
     scheduler: str, engineered: Engineered, expected: dict[str, str], tmp_path: Path
 ) -> None:
@@ -428,6 +432,7 @@ def assert_one_result(plan: Plan, index: int, answers: list[Receipt], expected: 
     assert not leftovers(output)
 
 
+@once
 def test_two_attempts_in_threads(engineered: Engineered, expected: dict[str, str], tmp_path: Path) -> None:
     job = TrappedJob(engineered, tmp_path, pace=0.02)
     plan, artifacts = planned(job, tmp_path / "out")
@@ -441,6 +446,7 @@ def test_two_attempts_in_threads(engineered: Engineered, expected: dict[str, str
     assert receipts(tmp_path / "out") == {f"part-{index:05d}" for index in range(6)}
 
 
+@once
 def test_two_attempts_in_processes(engineered: Engineered, expected: dict[str, str], tmp_path: Path) -> None:
     job = TrappedJob(engineered, tmp_path, pace=0.02)
     plan, _ = planned(job, tmp_path / "out")
