@@ -245,6 +245,8 @@ def test_reasons_alone_resumed_and_damaged(made: Path, tmp_path: Path) -> None:
     rewrite(tmp_path / "out/reasons/part-00000.parquet", lambda table: table.slice(0, table.num_rows - 1))
     forge(tmp_path / "out")
     assert any("rows instead of" in problem.wrong for problem in bx.verify_run(tmp_path / "out").problems)
+    run_made(made, rows, tmp_path / "out", overwrite=True, **options)
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
 
 @once

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from batch_explain.errors import OutputRefusedError
-from batch_explain.options import RunOptions
+from batch_explain.options import ALL_TABLES, RunOptions
 from batch_explain.storage.atomic import sha256_of
 from batch_explain.storage.dataset import dataset_root
 from batch_explain.storage.filesystems import Location
@@ -16,10 +16,7 @@ from batch_explain.storage.lock import LOCK_FILE, Lock, refuse_if_held, take_loc
 PLAN_FILE = "_run/plan.json"
 RUN_ID_FILE = "_run/id"
 
-_OURS = {
-    "_run", "_SUCCESS", "run.json", "feature_map.parquet", "predictions", "engineered", "raw", "features", "quarantine",
-    "summary", "report.html",
-}  # fmt: skip
+_OURS = {*ALL_TABLES, "_run", "_SUCCESS", "run.json", "feature_map.parquet", "quarantine", "summary", "report.html"}
 
 
 @dataclass(frozen=True)
