@@ -22,8 +22,7 @@ def check_baseline(plan: Plan, artifacts: Artifacts) -> None:
     if place is None:
         return
     baseline, output = Location(place), Location(plan.options.output)
-    paths = [f"{where.path}/" for where in (baseline, output)]
-    if baseline.is_local == output.is_local and (paths[0].startswith(paths[1]) or paths[1].startswith(paths[0])):
+    if baseline.contains(output) or output.contains(baseline):
         raise OptionError(
             f"--baseline {baseline} lies in the output {output}, or around it. Give the run another output."
         )

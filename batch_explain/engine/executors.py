@@ -4,7 +4,6 @@ import contextlib
 import functools
 import itertools
 import logging
-import os
 import signal
 import threading
 import time
@@ -16,6 +15,7 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from batch_explain.engine.artifacts import Artifacts, name_outputs
+from batch_explain.engine.environment import environment
 from batch_explain.engine.estimate import cores
 from batch_explain.engine.plan import Partition, Plan, artifact_digests, read_plan
 from batch_explain.engine.task import Context, run_partition
@@ -158,7 +158,7 @@ class ClusterExecutor(Executor):
         with contextlib.ExitStack() as stack:
             stack.enter_context(_quiet_distributed())
             if self._address is None:
-                stack.enter_context(_environment(_worker_environment()))  # to the end: dead workers are replaced
+                stack.enter_context(environment(_worker_environment()))  # to the end: dead workers are replaced
                 stack.enter_context(dask.config.set(_WORKER_MEMORY))
                 with _deaf_to_interrupts(), _starting():
                     cluster = LocalCluster(
@@ -393,18 +393,6 @@ def _worker_environment() -> dict[str, str]:
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     own_logging = dask.config.get("logging-file-config", None)  # the user's; Dask refuses to have both
     return {**dict.fromkeys(names, "1"), **({} if own_logging else {"DASK_LOGGING__DISTRIBUTED": str(_SILENT)})}
-
-
-@contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Environment variables that child processes inherit; what the user has set stays."""
-    added = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 @contextlib.contextmanager

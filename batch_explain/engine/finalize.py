@@ -88,8 +88,7 @@ def finalize(plan: Plan, artifacts: Artifacts, timings: dict[str, float]) -> dic
 def _compare(plan: Plan, output: Location, content: dict[str, Any]) -> dict[str, Any] | None:
     """Compare the run, whose summaries are there, with its baseline; ``content`` gets the outcome in short."""
     if plan.options.baseline is None:
-        if (place := output.join(DRIFT_PATH)).exists():  # of an attempt to close this run that had one
-            place.fs.rm_file(place.path)
+        _forget(output, DRIFT_PATH)
         return None
     comparison = compared(Run(output, content), plan.options.baseline, plan.options.max_drift)
     found = comparison.to_json()
@@ -193,11 +192,16 @@ def _write_report(
             _LOG.warning(wrong)
     if page is not None:
         record = write_bytes(output, REPORT_PATH, page)
-        content["files"].append({"path": record.path, "bytes": record.bytes, "sha256": record.sha256})
+        content["files"].append(asdict(record))
         return
-    left_over = output.join(REPORT_PATH)  # by an attempt that ended between it and run.json
-    if left_over.exists():
-        left_over.fs.rm_file(left_over.path)
+    _forget(output, REPORT_PATH)
+
+
+def _forget(output: Location, path: str) -> None:
+    """Remove what an attempt to close this run left that ended before ``run.json``, and that this one does not make."""
+    place = output.join(path)
+    if place.exists():
+        place.fs.rm_file(place.path)
 
 
 def _expected_values(artifacts: Artifacts) -> list[float | None]:
@@ -288,7 +292,7 @@ def _run_json(
         "peak_rss_bytes": max((peak for peak in peaks if peak is not None), default=None),
         "worker_processes": len({(r.worker["host"], r.worker["pid"]) for r in receipts}),
         "versions": versions(),
-        "files": [{"path": f.path, "bytes": f.bytes, "sha256": f.sha256} for f in files],
+        "files": [asdict(file) for file in files],
     }  # fmt: skip
 
 

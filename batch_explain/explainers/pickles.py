@@ -41,7 +41,7 @@ def read_artifact(place: Location, what: str, sha256: str | None = None) -> byte
         raise ArtifactError(f"The {what} {place} is a folder. Name the pickle file in it.") from None
     except OSError as error:
         raise ArtifactError(
-            f"The {what} {place} cannot be read: {_short(error)}. Check the path and its permissions."
+            f"The {what} {place} cannot be read: {short_error(error)}. Check the path and its permissions."
         ) from error
     if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256.lower():
         raise ArtifactError(
@@ -83,7 +83,7 @@ def open_pickle(data: bytes, place: Location, what: str, trust: Iterable[str] = 
         if error.name is None or "." in error.name:  # the package is there, but not this part of it
             raise ArtifactError(
                 f"The {what} {place} cannot be opened with Python {platform.python_version()} and the packages "
-                f"installed here: {_short(error)}. {_elsewhere(data)}"
+                f"installed here: {short_error(error)}. {_elsewhere(data)}"
             ) from error
         raise ArtifactError(
             f"The {what} {place} needs a package that is not installed here ({error}). {_elsewhere(data)}"
@@ -97,11 +97,11 @@ def open_pickle(data: bytes, place: Location, what: str, trust: Iterable[str] = 
         if not isinstance(error, _DAMAGED) and (made := made_with(data)):
             raise ArtifactError(
                 f"The {what} {place} cannot be opened with Python {platform.python_version()} and the packages "
-                f"installed here: {_short(error)}. {_elsewhere(data, made)}"
+                f"installed here: {short_error(error)}. {_elsewhere(data, made)}"
             ) from error
         raise ArtifactError(
-            f"The {what} {place} is not a readable pickle ({_short(error)}): it is damaged or another kind of file. "
-            "Copy it again from where it was made."
+            f"The {what} {place} is not a readable pickle ({short_error(error)}): it is damaged or another kind of "
+            "file. Copy it again from where it was made."
         ) from error
 
 
@@ -161,5 +161,6 @@ def quiet_imports() -> Iterator[None]:
         logging.disable(previous)
 
 
-def _short(error: BaseException) -> str:
+def short_error(error: BaseException) -> str:
+    """Its kind, and the first line of what it says."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:300].rstrip(": .")

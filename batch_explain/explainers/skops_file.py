@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from batch_explain.errors import ArtifactError
+from batch_explain.explainers.pickles import short_error
 from batch_explain.explainers.stream import ALWAYS_ALLOWED, MOST_BYTES, MOST_EXPANSION
 
 _MAGIC = b"PK\x03\x04"  # of a zip archive
@@ -41,7 +42,7 @@ def skops_bytes(model: Any) -> bytes:
         return bytes(skops.dumps(model))
     except Exception as error:
         raise ArtifactError(
-            f"The model cannot be written as a skops file: {_short(error)}. Leave --with-model out, and keep the "
+            f"The model cannot be written as a skops file: {short_error(error)}. Leave --with-model out, and keep the "
             "engineered features with --outputs features, or the pickle."
         ) from error
 
@@ -97,8 +98,8 @@ def open_skops(data: bytes, where: str, trust: Iterable[str] = ()) -> Any:
 
 def _damaged(where: str, error: Exception) -> ArtifactError:
     return ArtifactError(
-        f"{where} cannot be opened ({_short(error)}): it is damaged, no skops file, or of versions that do not fit "
-        "those here. Copy it again, or export it again from the model."
+        f"{where} cannot be opened ({short_error(error)}): it is damaged, no skops file, or of versions that do not "
+        "fit those here. Copy it again, or export it again from the model."
     )
 
 
@@ -159,7 +160,3 @@ def _nodes(found: Any) -> Iterator[dict[str, Any]]:
             waiting += node.values()
         elif isinstance(node, list):
             waiting += node
-
-
-def _short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:300].rstrip(": .")

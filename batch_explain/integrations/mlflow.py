@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from batch_explain.engine.environment import environment
 from batch_explain.errors import NotLoggedError, OptionError, mask_secrets
 from batch_explain.integrations.mlflow_record import RUN_TAG, Record, identity, record_of
 from batch_explain.results import Run
@@ -70,7 +71,7 @@ class Tracking:
             ) from error
         uri = "the default place"
         try:
-            with _environment(_IMPATIENT), _told_of_retries("MLflow"):
+            with environment(_IMPATIENT), _told_of_retries("MLflow"):
                 uri = mask_secrets(mlflow.get_tracking_uri())
                 active = mlflow.active_run()
                 run_id = active.info.run_id if active else os.environ.get("MLFLOW_RUN_ID") or None
@@ -114,7 +115,7 @@ class Tracking:
             If the server did not take all of it.
         """
         try:
-            with _environment(_QUIET), _told_of_retries(f"MLflow at {self.uri}"):
+            with environment(_QUIET), _told_of_retries(f"MLflow at {self.uri}"):
                 return self._log(run)
         except Exception as error:  # as above; the run itself is complete
             raise NotLoggedError(
@@ -228,18 +229,6 @@ def _experiment_name() -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-@contextlib.contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set variables that are not set, for MLflow, which reads its settings there at every request."""
-    added = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 @contextlib.contextmanager
