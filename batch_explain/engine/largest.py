@@ -1,5 +1,7 @@
 """The largest few features of each row, exactly, with ties in the order of features. Knows only arrays."""
 
+import itertools
+
 import numpy as np
 
 # What rows are compared with then stays in the second-level cache; no power of two: columns would share its lines.
@@ -31,23 +33,36 @@ def largest(sizes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 def _of_block(sizes: np.ndarray, first: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     features, count = sizes.shape
-    # all that reach the k-th largest: k of them, or more where there are ties
+    # all that reach the k-th largest: k of them, or more where there are ties, or fewer
     reach = sizes >= np.maximum(_kth_largest(sizes, k), np.nextafter(0, 1))
-    found = np.add.reduce(reach, axis=0, dtype=np.intp)
     place = np.flatnonzero(np.ascontiguousarray(reach.T))
-    width = int(found.max(initial=0))
-    if len(place) == count * width:  # as many in every row
-        names = place.reshape(count, width) - np.arange(0, count * features, features)[:, None]
-        table = sizes[names, np.arange(count)[:, None]]
-    else:
-        row = np.repeat(np.arange(count), found)
-        at = np.arange(len(place)) - np.repeat(np.cumsum(found) - found, found)
-        names, table = np.zeros((count, width), dtype=np.int64), np.zeros((count, width))
-        names[row, at] = place - row * features
-        table[row, at] = sizes[names[row, at], row]
+    found = np.add.reduce(reach, axis=0, dtype=np.intp)
+    if (found == k).all():
+        return _all_alike(sizes, np.ascontiguousarray(place.reshape(count, k).T) - np.arange(count) * features, first)
+    row = np.repeat(np.arange(count), found)
+    at = np.arange(len(place)) - np.repeat(np.cumsum(found) - found, found)
+    names, table = (np.zeros((count, int(found.max(initial=0))), dtype) for dtype in (np.int64, np.float64))
+    names[row, at] = place - row * features
+    table[row, at] = sizes[names[row, at], row]
     order = np.argsort(-table, axis=1, kind="stable")[:, :k]
     rows, ranks = np.nonzero(np.arange(order.shape[1]) < found[:, None])
     return rows + first, ranks, np.take_along_axis(names, order, axis=1)[rows, ranks]
+
+
+def _all_alike(sizes: np.ndarray, names: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same where each row has found just as many, ``names`` (found, row): few, so they are compared pair by pair.
+
+    Half the time of the general way, which sorts row by row.
+    """
+    k, count = names.shape
+    table, ranks = sizes[names, np.arange(count)], np.zeros(names.shape, dtype=np.int64)
+    for one, other in itertools.combinations(range(k), 2):
+        larger = table[other] > table[one]
+        ranks[one] += larger
+        ranks[other] += ~larger
+    features = np.empty(count * k, dtype=np.int64)
+    features[ranks + np.arange(0, count * k, k)] = names
+    return np.repeat(np.arange(first, first + count), k), np.tile(np.arange(k), count), features
 
 
 def _kth_largest(sizes: np.ndarray, k: int) -> np.ndarray:
