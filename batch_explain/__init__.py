@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from batch_explain.explainers.load import load_explainer
     from batch_explain.integrations.mlflow import log_to_mlflow
     from batch_explain.integrations.tracked import explain_dataset
-    from batch_explain.results import Run, open_run
+    from batch_explain.results import Run, open_explanation, open_run
 
 __all__ = [
     "Run",
@@ -26,6 +26,7 @@ __all__ = [
     "inspect_artifact",
     "load_explainer",
     "log_to_mlflow",
+    "open_explanation",
     "open_run",
     "run_status",
     "summarize_run",
@@ -40,6 +41,7 @@ _PLACES = {
     "inspect_artifact": ("batch_explain.engine.inspect", "inspect_artifact"),
     "load_explainer": ("batch_explain.explainers.load", "load_explainer"),
     "log_to_mlflow": ("batch_explain.integrations.mlflow", "log_to_mlflow"),
+    "open_explanation": ("batch_explain.results", "open_explanation"),
     "open_run": ("batch_explain.results", "open_run"),
     "run_status": ("batch_explain.engine.status", "status"),
     "summarize_run": ("batch_explain.engine.summarize", "summarize"),

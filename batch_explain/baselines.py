@@ -1,15 +1,14 @@
 """What is compared: a run, or an explanation of the model made when it was trained; as far as each is known."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
 from batch_explain.errors import OptionError, mask_secrets
+from batch_explain.forms.saved import is_saved, read
 from batch_explain.results import Run, is_finished, open_run
 from batch_explain.storage.atomic import sha256_of
 from batch_explain.storage.filesystems import Location
@@ -17,8 +16,6 @@ from batch_explain.summary.distributions import Distribution, Key, read_distribu
 from batch_explain.summary.sketches import IMPORTANCE, SKETCHES_PATH
 
 LEVELS = ("raw", "engineered")
-
-_EXPLANATION = "explanation_metadata.json"  # what interpret-community's save_explanation writes last
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,7 @@ def open_baseline(path: str, *, single: bool) -> Side:
     """
     location = Location(path)
     try:
-        if not is_finished(location) and location.join(_EXPLANATION).exists():
+        if not is_finished(location) and is_saved(location):
             return _side_of_explanation(location, single=single)
         return side_of_run(open_run(path))
     except OSError as error:
@@ -140,43 +137,29 @@ def open_baseline(path: str, *, single: bool) -> Side:
 
 
 def _side_of_explanation(location: Location, *, single: bool) -> Side:
-    """An explanation that interpret-community's ``save_explanation`` wrote: global importances only."""
-    if not location.is_local:
+    """An explanation made when the model was trained: global importances only."""
+    found = read(location)
+    classes = None if single else found.classes
+    if classes is None and not single:
         raise OptionError(
-            f"The explanation {location} is not on this machine, and its library reads only such: copy it."
+            f"The explanation {location} does not name its classes, and the run has several outputs. Save an "
+            "explanation that does."
         )
-    try:
-        from interpret_community.explanation.explanation import load_explanation
-    except ImportError as error:
+    if classes is not None and found.per_class_values is None:
         raise OptionError(
-            f"The baseline {location} is an explanation of interpret-community, which is not installed here "
-            f"({error}). Install batch_explain[automl] on Python 3.10, or compare with a run."
-        ) from error
-    try:
-        found = load_explanation(location.path)
-        metadata = json.loads(location.join(_EXPLANATION).read_bytes())
-        names = [str(name) for name in found.features]
-        classes = None if single else [str(label) for label in found.classes]
-        # the property per_class_values wants an array, which the library's own reading does not make
-        values = [found.global_importance_values] if classes is None else found._per_class_values
-        labels: list[str | None] = [None] if classes is None else [*classes]
-        numbers = np.abs(np.asarray(values, dtype=np.float64))
-        if numbers.shape != (len(labels), len(names)):
-            raise ValueError(f"shape {numbers.shape} for {len(labels)} outputs and {len(names)} features")
-        # where it does not say, the names decide
-        levels = [level for level in LEVELS if metadata[f"is_{level}"]] or list(LEVELS)
-        task = str(metadata["model_task"])
-    except Exception as error:  # the library answers damaged files with exceptions of any type
-        raise OptionError(
-            f"The explanation {location} has no global importances that can be compared ({type(error).__name__}: "
-            f"{error}). Save a global explanation that names its features{'' if single else ' and classes'}."
-        ) from error
-    importances = {label: pd.Series(line, index=names) for label, line in zip(labels, numbers, strict=True)}
+            f"The explanation {location} has no importances of each class, and the run has several outputs. Save a "
+            "global explanation of all classes."
+        )
+    labels: list[str | None] = [None] if classes is None else [*classes]
+    lines = found.global_values[None] if classes is None else found.per_class_values
+    assert lines is not None
+    importances = {label: pd.Series(line, index=found.features) for label, line in zip(labels, lines, strict=True)}
     return Side(
         location=mask_secrets(str(location)),
         kind="explanation",
         digest=None,
         rows=None,
-        task=task if task in ("classification", "regression") else "unknown",
-        importances=dict.fromkeys(levels, importances),
+        task=found.task,
+        # where it does not say, the names decide
+        importances=dict.fromkeys([found.level] if found.level else list(LEVELS), importances),
     )

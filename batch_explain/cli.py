@@ -126,6 +126,9 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--max-drift", metavar="X", help="Exit 4 where 1 - nDCG of the importances' ranking is above X (0 to 1).")
 @click.option("--report/--no-report", default=None, help="Write report.html, the run as one page (default: yes).")
 @click.option("--mlflow", is_flag=True, default=None, help="Log the finished run to MLflow (MLFLOW_TRACKING_URI …).")
+@click.option(
+    "--azure-run", metavar="ID|current", help="Upload the explanations to this Azure ML run (config.json, SDK v1)."
+)
 @click.option("--task-timeout", metavar="TIME", help="Longest time for one task, such as 10m (default: none).")
 @click.option(
     "--trust",
@@ -370,6 +373,49 @@ def log(run: str, quiet: bool) -> None:
     found = _guarded(logged, _LOG_AGAIN)
     if not quiet:
         _print_pairs([("MLflow run", found)])
+
+
+@cli.group()
+def explanation() -> None:
+    """Explanations as training leaves them: saved, fetched from an Azure ML run, or uploaded to one."""
+
+
+@explanation.command()
+@click.argument("run", metavar="RUN")
+@click.option("--output", metavar="FOLDER", required=True, help="A new folder.")
+@click.option("--level", metavar="raw|engineered", default="raw", show_default=True)
+@click.option("--rows", type=int, metavar="N", help="Rows of the sample with local importances (default: 1000).")
+def save(run: str, output: str, level: str, rows: int | None) -> None:
+    """Save the finished run RUN in interpret-community's form: global over all rows, local of the sample."""
+    _guarded(lambda: batch_explain.open_run(run).save_explanation(output, level, rows), _ASK_AGAIN)
+    _print_pairs([("explanation", output)])
+
+
+@explanation.command()
+@click.option("--azure-run", metavar="ID|current", required=True, help="The run that was explained.")
+@click.option("--best", metavar="METRIC|primary", help="ID is an AutoML experiment: its best child by this metric.")
+@click.option("--workspace", metavar="FILE", help="The workspace's config.json (default: here or in a folder above).")
+@click.option("--output", metavar="FOLDER", required=True, help="A new folder on this machine.")
+def download(azure_run: str, best: str | None, workspace: str | None, output: str) -> None:
+    """Fetch an Azure ML run's explanations, raw and engineered: baselines for `run` and `compare`."""
+    from batch_explain.integrations.azure_runs import AzureRun
+
+    found = _guarded(lambda: AzureRun.find(azure_run, best=best, workspace=workspace).download(output), _ASK_AGAIN)
+    _print_pairs([(level, str(place)) for level, place in found.items()])
+
+
+@explanation.command()
+@click.argument("run", metavar="RUN")
+@click.option("--azure-run", metavar="ID|current", required=True, help="The run that they are put beside.")
+@click.option("--workspace", metavar="FILE", help="The workspace's config.json (default: here or in a folder above).")
+def upload(run: str, azure_run: str, workspace: str | None) -> None:
+    """Upload the finished run RUN's explanations to an Azure ML run: the studio shows them, unless they are there."""
+    from batch_explain.integrations.azure_runs import AzureRun
+
+    def uploaded() -> list[str]:
+        return AzureRun.find(azure_run, workspace=workspace).upload(batch_explain.open_run(run))
+
+    _print_pairs([("explanation", comment) for comment in _guarded(uploaded, _LOG_AGAIN)])
 
 
 def main() -> None:

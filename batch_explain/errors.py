@@ -23,6 +23,11 @@ def mask_secrets(text: str) -> str:
     return text
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, for a sentence: its first line without a full stop, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 class BatchExplainError(Exception):
     """Base of all errors that this package raises on purpose."""
 

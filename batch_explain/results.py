@@ -19,6 +19,7 @@ from batch_explain.storage.filesystems import Location
 if TYPE_CHECKING:
     import dask.dataframe as dd
 
+    from batch_explain.forms.explanation import Explanation
     from batch_explain.forms.row import Row
     from batch_explain.report.plots import Plots
 
@@ -266,7 +267,7 @@ class Run:
             are the second one's with their signs turned. ``features``: those that can be other than 0. ``eval_data``
             and ``eval_y_predicted`` where the sample holds these features' values, as in :meth:`to_shap`, but with
             dates as text. ``raiwidgets.ExplanationDashboard(explanation, dataset=explanation.eval_data)`` shows it,
-            and averages the local values for that; ``save_explanation`` saves it.
+            and averages the local values for that.
 
         Raises
         ------
@@ -276,12 +277,36 @@ class Run:
         """
         from batch_explain.forms.interpret_form import interpret_explanation
 
+        return interpret_explanation(self._explanation(level, rows))
+
+    def save_explanation(self, path: str | os.PathLike[str], level: str = "raw", rows: int | None = None) -> None:
+        """Save what :meth:`to_interpret` makes as a folder of JSON files, without interpret-community.
+
+        Its ``load_explanation`` and :func:`batch_explain.open_explanation` read the folder, and it can be a baseline.
+
+        Parameters
+        ----------
+        path : path-like or str
+            A new folder, or a URL that fsspec knows.
+        level, rows
+            As for :meth:`to_interpret`.
+
+        Raises
+        ------
+        OptionError
+            If the run has no such level, or a sample of fewer rows than are asked for; or the folder is there already.
+        """
+        from batch_explain.forms.saved import save
+
+        save(self._explanation(level, rows), Location(os.fspath(path)))
+
+    def _explanation(self, level: str, rows: int | None) -> "Explanation":
+        from batch_explain.forms.explanation import explanation_of
+
         summary = self._read(f"summary/{level}.parquet") if level in ("raw", "engineered") else None
         if summary is None:
             raise _no_summary(level)
-        return interpret_explanation(
-            self.info, summary, self._read("summary/sample.parquet"), level=level, rows=rows
-        )  # fmt: skip
+        return explanation_of(self.info, summary, self._read("summary/sample.parquet"), level=level, rows=rows)
 
     def _read(self, path: str) -> pa.Table | None:
         place = self.location.join(path)
@@ -382,6 +407,34 @@ def open_run(path: str | os.PathLike[str]) -> Run:
             "Restore it, or run again."
         )
     return Run(location, json.loads(place.read_bytes()))
+
+
+def open_explanation(path: str | os.PathLike[str]) -> "Explanation":
+    """Read an explanation that was saved: by :meth:`Run.save_explanation`, or by interpret-community.
+
+    Parameters
+    ----------
+    path : path-like or str
+        The folder, or a URL that fsspec knows.
+
+    Returns
+    -------
+    Explanation
+
+    Raises
+    ------
+    OptionError
+        If there is none, or it is damaged.
+    """
+    from batch_explain.forms.saved import is_saved, read
+
+    location = Location(os.fspath(path))
+    try:
+        if not is_saved(location):
+            raise OptionError(f"There is no explanation in {location}: it has no explanation_metadata.json.")
+        return read(location)
+    except OSError as error:
+        raise OptionError(f"The explanation {location} cannot be read: {error}. Check its permissions.") from error
 
 
 def is_finished(output: Location) -> bool:

@@ -339,7 +339,7 @@ def test_what_is_no_baseline_starts_nothing(
         ({"baseline": raw_runs[0].location.path}, "no feature in common"),
         ({"baseline": first, "output": first / "in"}, "lies in the output"),
         ({"baseline": first, "output": first, "overwrite": True}, "lies in the output"),
-        ({"baseline": explanation}, "interpret-community, which is not installed"),
+        ({"baseline": explanation}, "cannot be used: it has no 'model_type'"),
         ({"max_drift": 0.1}, "Pass --baseline too"),
         ({"baseline": first, "max_drift": "-1"}, "from 0 to 1"),
     ]

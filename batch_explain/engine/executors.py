@@ -19,7 +19,14 @@ from batch_explain.engine.environment import environment
 from batch_explain.engine.estimate import cores
 from batch_explain.engine.plan import Partition, Plan, artifact_digests, read_plan
 from batch_explain.engine.task import Context, run_partition
-from batch_explain.errors import ArtifactError, BatchExplainError, InterruptedRunError, OptionError, mask_secrets
+from batch_explain.errors import (
+    ArtifactError,
+    BatchExplainError,
+    InterruptedRunError,
+    OptionError,
+    first_line,
+    mask_secrets,
+)
 from batch_explain.options import RunOptions
 from batch_explain.storage.attempts import read_attempts
 from batch_explain.storage.filesystems import Location
@@ -303,7 +310,7 @@ class ClusterExecutor(Executor):
             if not _is_cluster_error(error):
                 raise
             raise InterruptedRunError(
-                f"The Dask cluster lost a task: {type(error).__name__}: {_first_line(error)}. A worker lacks this "
+                f"The Dask cluster lost a task: {type(error).__name__}: {first_line(error)}. A worker lacks this "
                 "package or its version, or the scheduler is gone: look after the cluster, and go on with --resume."
             ) from error
 
@@ -414,7 +421,7 @@ def _starting() -> Iterator[None]:
         yield
     except (RuntimeError, OSError, TimeoutError) as error:
         raise InterruptedRunError(
-            f"Worker processes could not be started: {_first_line(error)}. In a script, call explain_dataset below "
+            f"Worker processes could not be started: {first_line(error)}. In a script, call explain_dataset below "
             "'if __name__ == \"__main__\":', or pass scheduler='threads'."
         ) from error
 
@@ -443,7 +450,7 @@ def _poisonous(partition: Partition) -> InterruptedRunError:
 
 def _unreachable(address: str, error: BaseException) -> OptionError:
     return OptionError(
-        f"The Dask scheduler at {mask_secrets(address)} cannot be reached: {_first_line(error)}. Check the address, "
+        f"The Dask scheduler at {mask_secrets(address)} cannot be reached: {first_line(error)}. Check the address, "
         "and that the scheduler runs with the same version of dask and distributed."
     )
 
@@ -454,7 +461,3 @@ def _is_cluster_error(error: BaseException) -> bool:
     return module in ("distributed", "dask", "asyncio", "concurrent", "tornado", "pickle") or isinstance(
         error, OSError | ImportError | TimeoutError
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batch_explain.engine.environment import environment
-from batch_explain.errors import NotLoggedError, OptionError, mask_secrets
+from batch_explain.errors import NotLoggedError, OptionError, first_line, mask_secrets
 from batch_explain.integrations.mlflow_record import RUN_TAG, Record, identity, record_of
 from batch_explain.results import Run
 
@@ -80,7 +80,7 @@ class Tracking:
         # MLflow's, requests', a database's or a plugin's: nothing was started, whatever it is
         except Exception as error:
             raise OptionError(
-                f"MLflow at {uri} cannot be used: {_first_line(error)}. Nothing was started: check "
+                f"MLflow at {uri} cannot be used: {first_line(error)}. Nothing was started: check "
                 "MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, MLFLOW_RUN_ID and the credentials in the environment."
             ) from error
         return tracking
@@ -120,7 +120,7 @@ class Tracking:
         except Exception as error:  # as above; the run itself is complete
             raise NotLoggedError(
                 f"The run is complete, and its results are in {run.location}, but MLflow at {self.uri} did not take "
-                f"all of it: {_first_line(error)}. When it answers again, log the run with: batch-explain log "
+                f"all of it: {first_line(error)}. When it answers again, log the run with: batch-explain log "
                 f"{run.location}, or with the same command and --resume. Nothing is explained again."
             ) from error
 
@@ -225,10 +225,6 @@ def _batches(entities: list[Any], most: int) -> Iterator[list[Any]]:
 
 def _experiment_name() -> str:
     return os.environ.get("MLFLOW_EXPERIMENT_NAME") or _DEFAULT_EXPERIMENT
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 @contextlib.contextmanager

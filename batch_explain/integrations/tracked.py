@@ -1,22 +1,27 @@
 """The whole job, and telling others of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from batch_explain.engine.runner import run
-from batch_explain.errors import DriftError, OptionError
+from batch_explain.errors import DriftError, NotLoggedError, OptionError
 from batch_explain.events import Observer
 from batch_explain.options import RunOptions
 from batch_explain.results import Run, open_run
 
 
-def explain_dataset(*, mlflow: bool = False, observers: Sequence[Observer] = (), **options: Any) -> Run:
+def explain_dataset(
+    *, mlflow: bool = False, azure_run: str | None = None, observers: Sequence[Observer] = (), **options: Any
+) -> Run:
     """Explain every row of a parquet dataset.
 
     Parameters
     ----------
     mlflow : bool
         Log the finished run to MLflow, as :func:`batch_explain.log_to_mlflow` does; asked before anything is started.
+    azure_run : str, optional
+        Id of an Azure ML run (``current``: this job's own), which the finished run's explanations are uploaded to; it
+        is looked up, in the workspace of the nearest ``config.json``, before anything is started.
     observers : sequence of callable
         Each is called with every event of the run (see :mod:`batch_explain.events`).
     **options
@@ -43,15 +48,36 @@ def explain_dataset(*, mlflow: bool = False, observers: Sequence[Observer] = (),
     asked = RunOptions.create(**options)
     if not isinstance(mlflow, bool):
         raise OptionError(f"mlflow is {mlflow!r}. Use true or false.")
-    if not mlflow:
+    told = _told(mlflow, azure_run)
+    if not told:
         return run(asked, observers)
-    from batch_explain.integrations.mlflow import Tracking
-
-    tracking = Tracking.connect()
+    drifted: DriftError | None = None
     try:
         finished = run(asked, observers)
-    except DriftError:  # which is what one wants to see there
-        tracking.log(open_run(asked.output))
-        raise
-    tracking.log(finished)
+    except DriftError as error:  # which is what one wants to see there
+        finished, drifted = open_run(asked.output), error
+    refused: NotLoggedError | None = None
+    for tell in told:
+        try:
+            tell(finished)
+        except NotLoggedError as error:  # the others are told all the same
+            refused = refused or error
+    if refused is not None:
+        raise refused
+    if drifted is not None:
+        raise drifted
     return finished
+
+
+def _told(mlflow: bool, azure_run: str | None) -> list[Callable[[Run], Any]]:
+    """Who is told of the finished run; each has answered."""
+    told: list[Callable[[Run], Any]] = []
+    if mlflow:
+        from batch_explain.integrations.mlflow import Tracking
+
+        told.append(Tracking.connect().log)
+    if azure_run is not None:
+        from batch_explain.integrations.azure_runs import AzureRun
+
+        told.append(AzureRun.find(azure_run).upload)
+    return told

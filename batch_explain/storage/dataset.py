@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batch_explain.errors import BadDataError, InputError, UnreadableFileError
+from batch_explain.errors import BadDataError, InputError, UnreadableFileError, first_line
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.tables import METADATA_KEY
 
@@ -148,7 +148,7 @@ def _read_footer(place: Location, path: str) -> InputFile:
     except (OSError, pa.ArrowException) as error:
         if not place.is_local and getattr(error, "errno", None) is not None:  # the storage's, not the file's
             raise
-        return InputFile(path, place.url, 0, 0, (), "unreadable", hive=hive_keys(path), problem=_first_line(error))
+        return InputFile(path, place.url, 0, 0, (), "unreadable", hive=hive_keys(path), problem=first_line(error))
     return InputFile(
         path=path,
         url=place.url,
@@ -261,7 +261,7 @@ def read_batches(file: InputFile, *, start: int, stop: int, columns: list[str], 
         if getattr(error, "errno", None) is not None:  # the storage's, not the file's
             raise
         raise UnreadableFileError(
-            f"Rows {start} to {stop} of {file.path} cannot be read: {_first_line(error)}. The file is damaged or was "
+            f"Rows {start} to {stop} of {file.path} cannot be read: {first_line(error)}. The file is damaged or was "
             "changed during the run: write it again and start the run again."
         ) from error
     if wanted:
@@ -287,7 +287,3 @@ def _overlapping(row_groups: tuple[int, ...], start: int, stop: int) -> tuple[li
             groups.append(index)
         position += rows
     return groups, first
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
