@@ -71,7 +71,7 @@ class AzureRun:
             raise
         except Exception as error:  # the SDK's, msrest's, the identity's or the network's: nothing was started
             raise OptionError(
-                f"The Azure ML run '{run_id}' cannot be used: {first_line(error)}. Nothing was started: "
+                f"The Azure ML run '{run_id}' cannot be used: {_said(error)}. Nothing was started: "
                 "check the id, the workspace's config.json (--workspace) and your login."
             ) from error
 
@@ -111,7 +111,7 @@ class AzureRun:
         except Exception as error:
             raise OptionError(
                 f"The explanations of the Azure ML run '{self.run.id}' cannot be fetched: "
-                f"{first_line(error)}. Check that you may read the run and its artifacts, and ask again."
+                f"{_said(error)}. Check that you may read the run and its artifacts, and ask again."
             ) from error
         if not found:
             raise OptionError(
@@ -159,10 +159,15 @@ class AzureRun:
         except Exception as error:
             raise NotLoggedError(
                 f"The run is complete, and its results are in {run.location}, but the Azure ML run '{self.run.id}' did "
-                f"not take all of its explanations: {first_line(error)}. Send them again with: batch-explain "
+                f"not take all of its explanations: {_said(error)}. Send them again with: batch-explain "
                 f"explanation upload {run.location} --azure-run {self.run.id}. Nothing is explained again."
             ) from error
         return comments
+
+
+def _said(error: Exception) -> str:
+    """What an exception of the SDK says: its text begins with its type."""
+    return first_line(Exception(getattr(error, "message", error)))
 
 
 def _best_child(run: Any, metric: str | None) -> Any:
