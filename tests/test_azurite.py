@@ -12,6 +12,7 @@ import sys
 import time
 import uuid
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from batch_explain.storage.tables import PartWriter, TableSpec
 from tests.azurite import CONNECTION, IMPATIENT, KEY, PROGRAM, Azurite, Container
 from tests.comparing import digests
 from tests.conftest import ROOT, Engineered, Small, once
+from tests.cutting_proxy import FAULTS, Proxy
 
 PARTITIONS = 8
 
@@ -469,3 +471,26 @@ def test_a_signed_token_appears_nowhere(job: Job, monkeypatch: pytest.MonkeyPatc
     assert len(produced) > 25
     assert not secrets_in(produced | {name: text.encode() for name, text in said.items()}, signature, KEY)
     assert digests(fetched) == job.expected()
+
+
+@once
+@pytest.mark.filterwarnings("ignore:Sending a large body directly")  # by the client, when it sends a part again
+@pytest.mark.parametrize("first", [0, *(pytest.param(first, marks=pytest.mark.soak) for first in range(1, 5))])
+def test_each_request_fails_once_and_nothing_is_torn(
+    first: int, job: Job, impatient: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut before and after the store did it, half an answer, 429, 503: tried again, the results are the local run's."""
+    import adlfs
+
+    container = job.container
+    with Proxy(container.server.port, first) as proxy:
+        through = container.server.connection().replace(f":{container.server.port}/", f":{proxy.port}/")
+        monkeypatch.setenv(CONNECTION, through)
+        monkeypatch.setattr(remote, "PAUSES", (0.05,) * 3)
+        adlfs.AzureBlobFileSystem.clear_instance_cache()
+        job.run("out", report=True)
+        assert bx.verify_run(container.url("out")).ok
+    counts = Counter(fault for fault, _ in proxy.failed)
+    assert min(counts[fault] for fault in FAULTS) >= 10, counts
+    assert {request.split()[0] for _, request in proxy.failed} >= {"GET", "HEAD", "PUT", "DELETE"}
+    assert job.found("out") == job.expected() and not leftovers(container.names("out"))

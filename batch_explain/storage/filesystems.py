@@ -9,6 +9,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from batch_explain.errors import InputError, mask_secrets
+from batch_explain.storage.addresses import canonical
 from batch_explain.storage.remote import RemoteFilesystem
 
 
@@ -19,10 +20,19 @@ class Location:
     Parameters
     ----------
     url : str
-        As the user wrote it. Pickles as this text alone.
+        As the user wrote it, or the same place as fsspec spells it: :mod:`batch_explain.storage.addresses`. Pickles as
+        this text alone.
+
+    Raises
+    ------
+    InputError
+        If the address holds a token, or cannot be understood by itself.
     """
 
     url: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "url", canonical(self.url))
 
     @cached_property
     def _resolved(self) -> tuple[Any, str]:

@@ -234,12 +234,7 @@ def _create_local(path: str, temporary: str, content: bytes) -> None:
 
 def _create_remote(place: Location, content: bytes) -> None:
     try:
-        with place.fs.open(place.path, "xb") as stream:
-            stream.write(content)
-    except OSError as error:
-        if not isinstance(error, FileExistsError) and place.exists():  # blocks of several that make it get mixed up
-            raise FileExistsError from None
-        raise
+        place.fs.pipe_file(place.path, content, mode="create")  # one request, which can be made again
     except (ValueError, NotImplementedError):  # no conditional create: look first, and settle afterwards
         if place.exists():
             raise FileExistsError from None

@@ -6,18 +6,26 @@ fsspec's filesystems hand on, wrap into Python's, or take for "there is no such 
 
 import errno
 import functools
+import io
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
+
+from fsspec.implementations.memory import MemoryFileSystem
 
 from batch_explain.errors import mask_secrets
+
+_Answer = TypeVar("_Answer")
 
 _ERRNO_OF_STATUS = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT}
 _SHOWN_CHARACTERS = 300
 _LONG_SECONDS, _BETWEEN_SECONDS = 15.0, 60.0
+_TOO_MANY = 429
+_CUT_SHORT = {"IncompleteReadError", "ClientPayloadError"}  # azure.core, aiohttp
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _LOG = logging.getLogger(__name__)
 
 
@@ -105,8 +113,26 @@ class _Patience:
 _PATIENCE = _Patience()
 
 
+def _patiently(call: Callable[[], _Answer]) -> _Answer:
+    """Ask again, after longer and longer pauses, where the storage is asked too much or its answer was cut short.
+
+    All else that passes (cut connections, a service that is busy) the clients of object stores try again by themselves;
+    Azure's takes these two for final.
+    """
+    for pause in PAUSES:
+        try:
+            return call()
+        except Exception as error:
+            if not any(_status(each) == _TOO_MANY or type(each).__name__ in _CUT_SHORT for each in _causes(error)):
+                raise
+        time.sleep(pause)
+    return call()
+
+
 class _Guarded:
     """Has every method of another object, under :func:`os_errors`."""
+
+    _once: frozenset[str] = frozenset()  # methods that must not be called again
 
     def __init__(self, guarded: Any) -> None:
         self._guarded = guarded
@@ -119,7 +145,9 @@ class _Guarded:
         @functools.wraps(member)
         def call(*arguments: Any, **options: Any) -> Any:
             with os_errors(), _PATIENCE.over(" ".join([name, *(each for each in arguments if isinstance(each, str))])):
-                return member(*arguments, **options)
+                if name in self._once:
+                    return member(*arguments, **options)
+                return _patiently(lambda: member(*arguments, **options))
 
         return call
 
@@ -134,8 +162,22 @@ class RemoteFilesystem(_Guarded):
 
     def open(self, path: str, mode: str = "rb", **options: Any) -> "RemoteFile":
         """Open a file; a written one is published at its close, even after an exception: write it in one piece."""
+        if (
+            isinstance(self._guarded, MemoryFileSystem) and mode == "rb"
+        ):
+            return RemoteFile(io.BytesIO(self.cat_file(path)))
         with os_errors(), _PATIENCE.over(f"open {path}"):
-            return RemoteFile(self._guarded.open(path, mode, **options))
+            return RemoteFile(_patiently(lambda: self._guarded.open(path, mode, **options)))
+
+    def rm_file(self, path: str) -> None:
+        """Remove a file. None there is no error: of a delete whose answer was lost, the second try finds none."""
+        with suppress(FileNotFoundError):
+            self.__getattr__("rm_file")(path)
+
+    def rm(self, path: str, recursive: bool = False) -> None:
+        """Remove a file or a folder; see :meth:`rm_file`."""
+        with suppress(FileNotFoundError):
+            self.__getattr__("rm")(path, recursive=recursive)
 
     def exists(self, path: str) -> bool:
         """Whether anything is there."""
@@ -159,6 +201,8 @@ class RemoteFilesystem(_Guarded):
 
 class RemoteFile(_Guarded):
     """An open file of a remote filesystem; a context manager."""
+
+    _once = frozenset({"write", "flush", "close", "commit", "discard"})  # fsspec forgets what a failed call was to do
 
     def __enter__(self) -> "RemoteFile":
         return self
