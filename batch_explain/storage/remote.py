@@ -162,9 +162,7 @@ class RemoteFilesystem(_Guarded):
 
     def open(self, path: str, mode: str = "rb", **options: Any) -> "RemoteFile":
         """Open a file; a written one is published at its close, even after an exception: write it in one piece."""
-        if (
-            isinstance(self._guarded, MemoryFileSystem) and mode == "rb"
-        ):
+        if isinstance(self._guarded, MemoryFileSystem) and mode == "rb":
             return RemoteFile(io.BytesIO(self.cat_file(path)))
         with os_errors(), _PATIENCE.over(f"open {path}"):
             return RemoteFile(_patiently(lambda: self._guarded.open(path, mode, **options)))
