@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from batch_explain.engine.verify import verify as verify_run
     from batch_explain.explainers.load import load_explainer
     from batch_explain.integrations.mlflow import log_to_mlflow
+    from batch_explain.integrations.registry import register
     from batch_explain.integrations.tracked import explain_dataset
     from batch_explain.results import Run, open_explanation, open_run
 
@@ -28,6 +29,7 @@ __all__ = [
     "log_to_mlflow",
     "open_explanation",
     "open_run",
+    "register",
     "run_status",
     "summarize_run",
     "verify_run",
@@ -43,6 +45,7 @@ _PLACES = {
     "log_to_mlflow": ("batch_explain.integrations.mlflow", "log_to_mlflow"),
     "open_explanation": ("batch_explain.results", "open_explanation"),
     "open_run": ("batch_explain.results", "open_run"),
+    "register": ("batch_explain.integrations.registry", "register"),
     "run_status": ("batch_explain.engine.status", "status"),
     "summarize_run": ("batch_explain.engine.summarize", "summarize"),
     "verify_run": ("batch_explain.engine.verify", "verify"),

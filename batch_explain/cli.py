@@ -375,6 +375,23 @@ def log(run: str, quiet: bool) -> None:
         _print_pairs([("MLflow run", found)])
 
 
+@cli.command()
+@click.option("--name", metavar="NAME", required=True, help="Of the registered model; made if there is none.")
+@click.option("--explainer", metavar="FILE", help="scoring_explainer.pkl, a bundle's folder, or a LightGBM model text.")
+@click.option("--model", metavar="FILE", help="The fitted pipeline: a pickle or a skops file.")
+@click.option("--alias", metavar="NAME", help="A name that means this version from now on: models:/NAME@ALIAS.")
+@click.option("--tag", metavar="KEY=VALUE", multiple=True, help="Of the version (repeatable).")
+def register(name: str, tag: tuple[str, ...], **given: Any) -> None:
+    """Register a model, its explainer or both in MLflow's registry: a new version, models:/NAME/VERSION.
+
+    `run` takes that address as --model and as --explainer. The server and the credentials are those of MLflow's own
+    environment; on Azure ML that is the workspace.
+    """
+    tags = dict(each.partition("=")[::2] for each in tag)
+    found = _guarded(lambda: batch_explain.register(name, tags=tags, **given), _NOTHING_WRITTEN)
+    _print_pairs([("registered", found.uri)])
+
+
 @cli.group()
 def explanation() -> None:
     """Explanations as training leaves them: saved, fetched from an Azure ML run, or uploaded to one."""

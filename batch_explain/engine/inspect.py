@@ -20,6 +20,7 @@ from batch_explain.explainers.bundle import (
     read_manifest,
     read_model,
 )
+from batch_explain.explainers.folders import explainer_in
 from batch_explain.explainers.guard import is_listed
 from batch_explain.explainers.load import is_model_text, model_text
 from batch_explain.explainers.manifest import KINDS, MODEL, VERSION
@@ -153,7 +154,7 @@ def inspect_artifact(path: str | os.PathLike[str], *, table_bytes: int = DEFAULT
     ArtifactError
         If there is no such file, or it is none of these.
     """
-    place = Location(os.fspath(path))
+    place = explainer_in(Location(os.fspath(path)))
     if is_bundle(place):
         return _of_bundle(place, table_bytes)
     data = read_artifact(place, "artifact")

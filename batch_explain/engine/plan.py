@@ -25,6 +25,7 @@ from batch_explain.engine.schema import check_columns, id_fields, some_of
 from batch_explain.engine.sketches import decide_sketches
 from batch_explain.errors import OptionError, mask_secrets
 from batch_explain.explainers.bundle import artifact_digest
+from batch_explain.explainers.folders import explainer_in, model_in
 from batch_explain.options import REASONS, RunOptions
 from batch_explain.storage.atomic import new_file, write_json
 from batch_explain.storage.dataset import InputFile, dataset_root, hive_keys, hive_types
@@ -405,9 +406,12 @@ def make_plan(
 
 def artifact_digests(options: RunOptions) -> dict[str, str]:
     """``model``, ``explainer`` and ``feature map``, those that were given -> SHA-256 of the file or bundle."""
-    given = (("model", options.model), ("feature map", options.feature_map))
-    found = {name: artifact_digest(Location(path)) for name, path in given if path is not None}
-    return {"explainer": artifact_digest(Location(options.explainer)), **found}
+    found = {"explainer": artifact_digest(explainer_in(Location(options.explainer)))}
+    if options.model is not None:
+        found["model"] = artifact_digest(model_in(Location(options.model)))
+    if options.feature_map is not None:
+        found["feature map"] = artifact_digest(Location(options.feature_map))
+    return found
 
 
 def cut(files: Sequence[InputFile], partition_rows: int, limit: int | None = None) -> list[Partition]:

@@ -10,6 +10,7 @@ import numpy as np
 from batch_explain.errors import ArtifactError
 from batch_explain.explainers.base import Explainer, combine_maps
 from batch_explain.explainers.bundle import is_bundle, read_bundle
+from batch_explain.explainers.folders import explainer_in
 from batch_explain.explainers.linear import LinearExplainer
 from batch_explain.explainers.opaque import OpaqueExplainer
 from batch_explain.explainers.pickles import open_pickle, read_artifact
@@ -34,7 +35,8 @@ def load_explainer(
     Parameters
     ----------
     source : str, path, lightgbm.Booster, lightgbm.LGBMModel, or scoring explainer
-        A path or URL names a ``scoring_explainer.pkl``, a bundle's folder, or a LightGBM model text file.
+        A path or URL names a ``scoring_explainer.pkl``, a bundle's folder, a LightGBM model text file, or a folder that
+        holds one of these under its usual name, such as a registered model's (``models:/NAME/VERSION``).
     trust : iterable of str
         Names that a pickle may use beside those that genuine explainers need, exactly: ``package.module.Class``.
     sha256 : str, optional
@@ -63,6 +65,7 @@ def load_explainer(
         return _from_object(source, "The object", tables)
     place = Location(os.fspath(source))
     try:
+        place = explainer_in(place)
         if is_bundle(place):
             return read_bundle(place, tables, sha256)
     except OSError as error:

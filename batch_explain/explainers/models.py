@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
+from batch_explain.errors import ArtifactError
 from batch_explain.explainers.bundle import is_bundle, read_manifest, read_model
+from batch_explain.explainers.folders import model_in
 from batch_explain.explainers.origins import differs, installed
 from batch_explain.explainers.pickles import open_pickle, read_artifact
 from batch_explain.explainers.skops_file import is_skops, open_skops
@@ -16,7 +18,8 @@ def load_model(place: Location, trust: Iterable[str] = (), sha256: str | None = 
     Parameters
     ----------
     place : Location
-        A pickle or what joblib wrote, a skops file, or the folder of a bundle that holds a model.
+        A pickle or what joblib wrote, a skops file, the folder of a bundle that holds a model, or a folder with one of
+        these under its usual name (``model.pkl``, ``pipeline.skops``, ``bundle``).
     trust : iterable of str
         Names that it may use beside those on the list, exactly: ``package.module.Class``.
     sha256 : str, optional
@@ -28,6 +31,7 @@ def load_model(place: Location, trust: Iterable[str] = (), sha256: str | None = 
         If it is missing, damaged, or another file than ``sha256``, asks for a name that is neither on the list nor
         trusted, or needs packages or versions that are not here.
     """
+    place = _found(place)
     in_bundle = is_bundle(place)
     data = read_model(place, sha256) if in_bundle else read_artifact(place, "model", sha256)
     if in_bundle or is_skops(data):
@@ -35,8 +39,16 @@ def load_model(place: Location, trust: Iterable[str] = (), sha256: str | None = 
     return open_pickle(data, place, "model", trust)
 
 
+def _found(place: Location) -> Location:
+    try:
+        return model_in(place)
+    except OSError as error:
+        raise ArtifactError(f"There is no readable model at {place}: {error}. Check the path.") from error
+
+
 def version_notes(place: Location) -> tuple[str, ...]:
     """What whoever reads the predictions of a bundle's model must know of versions."""
+    place = _found(place)
     if not is_bundle(place):
         return ()
     made = read_manifest(place).made_by

@@ -8,6 +8,7 @@ from batch_explain.errors import DriftError, NotLoggedError, OptionError
 from batch_explain.events import Observer
 from batch_explain.options import RunOptions
 from batch_explain.results import Run, open_run
+from batch_explain.storage.registered import is_registered
 
 
 def explain_dataset(
@@ -45,7 +46,7 @@ def explain_dataset(
     ...     input="rows/", model="model.pkl", explainer="scoring_explainer.pkl", output="out/")
     >>> run.summary("raw")  # doctest: +SKIP
     """
-    asked = RunOptions.create(**options)
+    asked = RunOptions.create(**{name: _pinned(name, value) for name, value in options.items()})
     if not isinstance(mlflow, bool):
         raise OptionError(f"mlflow is {mlflow!r}. Use true or false.")
     told = _told(mlflow, azure_run)
@@ -67,6 +68,15 @@ def explain_dataset(
     if drifted is not None:
         raise drifted
     return finished
+
+
+def _pinned(name: str, value: Any) -> Any:
+    """A registered model by its version, so that all workers, and --resume, mean the same one."""
+    if name not in ("model", "explainer") or not isinstance(value, str) or not is_registered(value):
+        return value
+    from batch_explain.integrations.registry import pinned
+
+    return pinned(value)
 
 
 def _told(mlflow: bool, azure_run: str | None) -> list[Callable[[Run], Any]]:

@@ -10,6 +10,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from batch_explain.errors import InputError, mask_secrets
 from batch_explain.storage.addresses import canonical
+from batch_explain.storage.registered import fetched, is_registered
 from batch_explain.storage.remote import RemoteFilesystem
 
 
@@ -36,6 +37,8 @@ class Location:
 
     @cached_property
     def _resolved(self) -> tuple[Any, str]:
+        if is_registered(self.url):
+            return LocalFileSystem(), fetched(self.url)
         try:
             fs, path = fsspec.core.url_to_fs(self.url)
         except Exception as error:
@@ -130,4 +133,5 @@ class Location:
         return there == here or there.startswith(here + "/")
 
     def __str__(self) -> str:
-        return mask_secrets(self.path if self.is_local else self.url)
+        local = not is_registered(self.url) and self.is_local
+        return mask_secrets(self.path if local else self.url)
