@@ -119,13 +119,12 @@ def test_artifacts_are_found_in_a_folder(small: Small, tmp_path: Path) -> None:
 @pytest.mark.automl
 def test_names_of_sdk_v1_inside_a_job(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a job finds its registered models: AZUREML_MODEL_DIR, as the SDK's own Model.get_model_path reads it."""
-    folder = tmp_path / "azureml-models/bank/3"
+    folder = tmp_path / "azureml-models/bank/3/outputs"
     folder.mkdir(parents=True)
     shutil.copy(small.explainer, folder / "explainer.txt")
     monkeypatch.setenv("AZUREML_MODEL_DIR", str(tmp_path / "azureml-models"))
     monkeypatch.chdir(tmp_path)
-    assert bx.load_explainer("azureml-model:bank:3").n_outputs == 1
-    shutil.copy(small.model, folder / "model.pkl")  # of a single file the SDK gives the path, of several their folder
+    shutil.copy(small.model, folder / "model.pkl")
     assert bx.load_explainer("azureml-model:bank:3").n_outputs == 1
     assert bx.load_explainer("azureml-model:bank/explainer.txt").n_outputs == 1
     with pytest.raises(ArtifactError, match="azureml-model:other cannot be fetched"):

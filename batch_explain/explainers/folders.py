@@ -3,13 +3,8 @@
 from batch_explain.storage.filesystems import Location
 
 # none of a bundle's own: where its export was stopped, nothing may be taken for an artifact
-BUNDLE, EXPLAINER, TEXT, MODEL, SKOPS = (
-    "bundle",
-    "scoring_explainer.pkl",
-    "explainer.txt",
-    "model.pkl",
-    "pipeline.skops",
-)
+BUNDLE, EXPLAINER, TEXT = "bundle", "scoring_explainer.pkl", "explainer.txt"
+MODEL, SKOPS = "model.pkl", "pipeline.skops"
 _MANIFEST = "bundle.json"
 
 
