@@ -74,6 +74,7 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
     help="The fitted pipeline: pickle, skops file or bundle; none: engineered input.",
 )
 @click.option("--explainer", metavar="FILE", help="scoring_explainer.pkl, a bundle's folder, or a LightGBM model text.")
+@click.option("--direct", is_flag=True, default=None, help="Explain the model by its own trees: no --explainer.")
 @click.option("--feature-map", metavar="FILE", help="Parquet of raw_feature, engineered_feature, weight.")
 @click.option("--output", metavar="URL", help="Folder for the results; empty or new.")
 @click.option("--id-columns", metavar="A,B", help="Columns copied to every table (default: source_file, source_row).")
@@ -174,7 +175,7 @@ def run(config: str | None, **given: Any) -> None:
 
 @cli.command()
 @click.option(
-    "--explainer", metavar="FILE", required=True, help="scoring_explainer.pkl, or a LightGBM model text file."
+    "--explainer", metavar="FILE", help="scoring_explainer.pkl, or a LightGBM model text (none: the model's own trees)."
 )
 @click.option("--model", metavar="FILE", help="Pickle of the fitted pipeline: names the classes and the task.")
 @click.option("--feature-map", metavar="FILE", help="As in run.")
@@ -182,7 +183,7 @@ def run(config: str | None, **given: Any) -> None:
 @click.option("--output", metavar="URL", required=True, help="Folder for the bundle; empty or new.")
 @click.option("--overwrite", is_flag=True, help="Replace the bundle in the output.")
 @click.option("--trust", metavar="NAME", multiple=True, help="As in run.")
-def export(explainer: str, output: str, **given: Any) -> None:
+def export(explainer: str | None, output: str, **given: Any) -> None:
     """Write an explainer as a portable bundle.
 
     A bundle is a folder with no code in it: numbers and text, which any supported Python opens, azureml or not, and run

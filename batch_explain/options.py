@@ -41,11 +41,14 @@ class RunOptions:
         Path or URL of a parquet file, a folder of them, or a glob.
     output : str
         Path or URL of a folder that is empty or does not exist.
-    explainer : str
-        ``scoring_explainer.pkl``, a bundle's folder, or a LightGBM model text file.
+    explainer : str or None
+        ``scoring_explainer.pkl``, a bundle's folder, or a LightGBM model text file. None: the model is explained by its
+        own trees, where it is a sum of trees.
     model : str, optional
         Pickle of the fitted pipeline, a skops file, or a bundle that holds the model. Without it the input holds the
         engineered features by name.
+    direct : bool
+        That the model is explained by its own trees was asked for; without an explainer it is in any case.
     feature_map : str, optional
         Parquet of (raw_feature, engineered_feature, weight), for an explainer that holds no feature map.
     id_columns : tuple of str
@@ -128,8 +131,9 @@ class RunOptions:
 
     input: str
     output: str
-    explainer: str
+    explainer: str | None = None
     model: str | None = None
+    direct: bool = False
     feature_map: str | None = None
     id_columns: tuple[str, ...] = ()
     columns_map: tuple[tuple[str, str], ...] = ()
@@ -173,9 +177,19 @@ class RunOptions:
         unknown = sorted(set(values) - known)
         if unknown:
             raise OptionError(f"Unknown option {_listed(unknown)}. Known options are {', '.join(sorted(known))}.")
-        for name in ("input", "output", "explainer"):
+        for name in ("input", "output"):
             if values.get(name) is None:
-                raise OptionError(f"The option '{name}' is missing: a run needs input, explainer and output.")
+                raise OptionError(f"The option '{name}' is missing: a run needs input, output, and explainer or model.")
+        if values.get("explainer") is None and values.get("model") is None:
+            raise OptionError(
+                "The option 'explainer' is missing, and so is 'model', which might be explained directly: a run needs "
+                "one of them."
+            )
+        if values.get("direct") and (values.get("explainer") is not None or values.get("model") is None):
+            raise OptionError(
+                "--direct explains the --model by its own trees, without an --explainer. Pass the model, and leave the "
+                "explainer out."
+            )
         paths = ("input", "output", "explainer", "model", "feature_map", "reason_codes", "group_features", "baseline")
         for name in paths:
             if values.get(name) is not None:

@@ -7,7 +7,6 @@ import numpy as np
 from batch_explain.engine.artifacts import Batch
 from batch_explain.explainers.base import Explainer
 
-TOLERANCE = 1e-6  # relative to the row's largest importance, at least 1
 _CHECKED_ROWS = 256
 
 
@@ -23,17 +22,20 @@ class Additivity:
         The largest residual; None where no row was checked. NaN if any is.
     worst_row, worst_output : int
         Where it is: positions in the batch.
+    allowed : float
+        The explainer's tolerance.
     """
 
     rows: int = 0
     largest: float | None = None
     worst_row: int = 0
     worst_output: int = 0
+    allowed: float = Explainer.margin_tolerance
 
     @property
     def violated(self) -> bool:
         """Whether a residual is above the tolerance; NaN is."""
-        return self.largest is not None and not self.largest <= TOLERANCE
+        return self.largest is not None and not self.largest <= self.allowed
 
     def larger_than(self, before: float | None) -> float | None:
         """The larger of two largest residuals."""
@@ -56,4 +58,6 @@ def check_additivity(explainer: Explainer, batch: Batch, *, check_all: bool) -> 
     scale = np.maximum(1.0, np.abs(values[:, :, chosen]).max(axis=1, initial=0.0))
     residuals = np.abs(batch.margins[:, chosen] - margins) / scale
     output, worst = np.unravel_index(int(residuals.argmax()), residuals.shape)
-    return Additivity(len(chosen), float(residuals[output, worst]), int(chosen[worst]), int(output))
+    return Additivity(
+        len(chosen), float(residuals[output, worst]), int(chosen[worst]), int(output), explainer.margin_tolerance
+    )

@@ -9,6 +9,7 @@ import pyarrow as pa
 from batch_explain.engine.features import needed, read_features
 from batch_explain.errors import ArtifactError, OptionError
 from batch_explain.explainers.base import Explainer, Matrix, as_matrix, combine_maps
+from batch_explain.explainers.direct import direct_explainer
 from batch_explain.explainers.feature_map import take_feature_map
 from batch_explain.explainers.load import load_explainer
 from batch_explain.explainers.models import load_model, version_notes
@@ -85,23 +86,27 @@ class Artifacts:
         ArtifactError
             If one is missing or unreadable, or they do not belong together.
         """
-        explainer = load_explainer(
-            options.explainer,
-            trust=options.trust,
-            sha256=options.fingerprints.get("explainer"),
-            table_bytes=options.table_memory,
-            make_array=shared_array if options.has_processes else None,
-        )
-        if options.feature_map is not None:
-            take_feature_map(explainer, options.feature_map)
+        tables: dict[str, Any] = {
+            "table_bytes": options.table_memory,
+            "make_array": shared_array if options.has_processes else None,
+        }
+        explainer = None
+        if options.explainer is not None:
+            fingerprint = options.fingerprints.get("explainer")
+            explainer = load_explainer(options.explainer, trust=options.trust, sha256=fingerprint, **tables)
         teacher = None
         notes: tuple[str, ...] = ()
         if options.model is not None:
             place = Location(options.model)
             model = load_model(place, options.trust, options.fingerprints.get("model"))
             keep_to_one_thread(model)
-            teacher = teacher_of(model, explainer.raw_features, str(place))
+            teacher = teacher_of(model, None if explainer is None else explainer.raw_features, str(place))
             notes = version_notes(place)
+        if explainer is None:
+            assert teacher is not None  # one of them is there
+            explainer = direct_explainer(teacher, **tables)
+        if options.feature_map is not None:
+            take_feature_map(explainer, options.feature_map)
         artifacts = match(explainer, teacher)
         return replace(artifacts, feature_notes=artifacts.feature_notes + notes)
 

@@ -11,6 +11,7 @@ from batch_explain.engine.plan import versions
 from batch_explain.errors import ArtifactError, OptionError
 from batch_explain.explainers.base import Explainer
 from batch_explain.explainers.bundle import MANIFEST, bundle_files, open_files, write_bundle
+from batch_explain.explainers.direct import DirectExplainer, direct_explainer
 from batch_explain.explainers.feature_map import take_feature_map
 from batch_explain.explainers.load import load_explainer
 from batch_explain.explainers.manifest import Manifest
@@ -19,6 +20,7 @@ from batch_explain.explainers.skops_file import skops_bytes, untrusted_types
 from batch_explain.options import RunOptions
 from batch_explain.storage.filesystems import Location
 from batch_explain.teachers.automl import is_automl
+from batch_explain.teachers.base import Teacher
 from batch_explain.teachers.load import teacher_of
 
 # A bundle is read by people who may not know the machine that made it: versions, but nothing of the platform.
@@ -65,8 +67,9 @@ def export_bundle(
 
     Parameters
     ----------
-    explainer : str, path or object
-        Whatever :func:`batch_explain.load_explainer` takes, or gives.
+    explainer : str, path or object, or None
+        Whatever :func:`batch_explain.load_explainer` takes, or gives. None: the model's own trees, where it is a sum of
+        trees.
     output : str or path
         A folder that is empty or does not exist.
     model : str, path or object, optional
@@ -97,16 +100,20 @@ def export_bundle(
     >>> export_bundle("scoring_explainer.pkl", "bundle/", model="model.pkl")  # doctest: +SKIP
     """
     trust = RunOptions.trusted(trust)
-    loaded = copy.copy(explainer) if isinstance(explainer, Explainer) else load_explainer(explainer, trust=trust)
-    if feature_map is not None:
-        take_feature_map(loaded, os.fspath(feature_map))
-    notes = _leave_transformations_out(loaded)
+    loaded = None
+    if explainer is not None:
+        loaded = copy.copy(explainer) if isinstance(explainer, Explainer) else load_explainer(explainer, trust=trust)
     teacher = None
     if model is not None:
         where = str(Location(os.fspath(model))) if isinstance(model, str | os.PathLike) else "The model"
         is_path = isinstance(model, str | os.PathLike)
         fitted = load_model(Location(os.fspath(model)), trust) if is_path else model
-        teacher = teacher_of(fitted, loaded.raw_features, where)
+        teacher = teacher_of(fitted, None if loaded is None else loaded.raw_features, where)
+    if loaded is None:
+        loaded = _direct(teacher)
+    if feature_map is not None:
+        take_feature_map(loaded, os.fspath(feature_map))
+    notes = _leave_transformations_out(loaded)
     artifacts = match(loaded, teacher)
     task = loaded.task if teacher is None else teacher.task
     notes += artifacts.feature_notes
@@ -139,6 +146,19 @@ def _model_file(model: Any) -> tuple[bytes, tuple[str, ...]]:
         return data, ()
     flags = " ".join(f"--trust {name}" for name in types)
     return data, (f"the model in the bundle opens only with {flags}, because skops does not trust these by itself",)
+
+
+def _direct(teacher: Teacher | None) -> DirectExplainer:
+    """The model's own trees."""
+    if teacher is None:
+        raise OptionError("There is no explainer to export, nor a model to explain directly. Pass one of them.")
+    found = direct_explainer(teacher)
+    if found.absent_is_missing:
+        raise ArtifactError(
+            "The model takes what a sparse row does not hold for missing, which a bundle cannot say yet. Run it from "
+            "its own file, without --explainer."
+        )
+    return found
 
 
 def _leave_transformations_out(explainer: Explainer) -> tuple[str, ...]:

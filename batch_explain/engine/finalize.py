@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 
 import batch_explain
-from batch_explain.engine import additivity
 from batch_explain.engine.artifacts import Artifacts
 from batch_explain.engine.baseline import compared
 from batch_explain.engine.plan import Plan, map_digest, versions
@@ -256,7 +255,7 @@ def _run_json(
             "check": plan.options.check,
             "rows_checked": sum(receipt.statistics["additivity_rows"] for receipt in receipts),
             "largest_residual": max(residuals, default=None),
-            "allowed": additivity.TOLERANCE if explainer.additive else None,
+            "allowed": explainer.margin_tolerance if explainer.additive else None,
         },
         "decisions": [
             *plan.decisions,

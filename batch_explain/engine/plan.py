@@ -406,9 +406,11 @@ def make_plan(
 
 def artifact_digests(options: RunOptions) -> dict[str, str]:
     """``model``, ``explainer`` and ``feature map``, those that were given -> SHA-256 of the file or bundle."""
-    found = {"explainer": artifact_digest(explainer_in(Location(options.explainer)))}
+    found = {}
     if options.model is not None:
-        found["model"] = artifact_digest(model_in(Location(options.model)))
+        found["model"] = found["explainer"] = artifact_digest(model_in(Location(options.model)))  # maybe its own
+    if options.explainer is not None:
+        found["explainer"] = artifact_digest(explainer_in(Location(options.explainer)))
     if options.feature_map is not None:
         found["feature map"] = artifact_digest(Location(options.feature_map))
     return found

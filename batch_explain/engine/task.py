@@ -17,7 +17,7 @@ import pyarrow as pa
 import scipy.sparse as sp
 from threadpoolctl import ThreadpoolController
 
-from batch_explain.engine.additivity import TOLERANCE, check_additivity
+from batch_explain.engine.additivity import check_additivity
 from batch_explain.engine.artifacts import Artifacts, Batch
 from batch_explain.engine.features import FEATURES, feature_arrays, needed
 from batch_explain.engine.plan import Partition, Plan
@@ -404,8 +404,8 @@ def _count(
     if artifacts.explainer.additive and check.violated:
         raise IntegrityError(
             f"The importances of row {int(rows[check.worst_row])} of {partition.file.path} miss the surrogate's margin "
-            f"by {check.largest:.3g} (output {check.worst_output}; allowed {TOLERANCE:g}). The explainer is damaged or "
-            "its trees have counts that do not fit: make the explainer again."
+            f"by {check.largest:.3g} (output {check.worst_output}; allowed {check.allowed:g}). The explainer is "
+            "damaged, or its trees have counts that do not fit: make the explainer again."
         )
 
 

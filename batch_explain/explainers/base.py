@@ -80,9 +80,11 @@ class Explainer(ABC):
     surrogate_classes : tuple or None
         The surrogate's own labels, one an output; None for a single output or where it has none.
     link : str
-        From margin to prediction: ``identity``, ``sigmoid``, ``softmax``, or ``unknown``.
+        From margin to prediction: ``identity``, ``sigmoid``, ``softmax``, ``probability`` (it is one), or ``unknown``.
     additive : bool
         Whether values + expected value = margin is promised, so that a violation stops the run.
+    margin_tolerance : float
+        What is no violation, relative to the row's largest value, at least 1.
     notes : tuple of str
         Decisions that a reader of the results must know.
     data_mapper : object or None
@@ -103,6 +105,7 @@ class Explainer(ABC):
     surrogate_classes: tuple[Any, ...] | None = None
     link: str = "unknown"
     additive: bool = True
+    margin_tolerance: float = 1e-6
     notes: tuple[str, ...] = ()
     data_mapper: Any = None
     task: str | None = None

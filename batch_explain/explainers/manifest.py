@@ -14,7 +14,7 @@ KINDS = {"tree": "surrogate.txt", "linear": "linear.npz"}  # kind -> the file th
 FEATURE_MAP, CANARY, MODEL = "feature_map.npz", "canary.parquet", "model.skops"
 
 _TASKS = ("classification", "regression", None)
-_LINKS = ("identity", "sigmoid", "softmax", "unknown")
+_LINKS = ("identity", "sigmoid", "softmax", "probability", "unknown")
 _LABELS = bool | int | float | str
 _MAX_INT = 2**31
 

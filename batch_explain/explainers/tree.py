@@ -332,6 +332,8 @@ def _link(spelled: str, outputs: int) -> str:
     objective, *rest = spelled.split() or ["regression"]
     if objective == "multiclass":
         return "softmax"
+    if objective == "custom" and rest == ["probability"]:
+        return "probability"
     if objective == "binary" and outputs == 1 and "sigmoid:1" in rest:
         return "sigmoid"
     if objective in ("regression", "regression_l1", "huber", "fair", "quantile", "mape") and "sqrt" not in rest:

@@ -139,7 +139,7 @@ def fidelity_of(
     prediction : ndarray, shape (row,)
         The teacher's.
     link : str
-        ``identity``, ``sigmoid``, ``softmax`` or ``unknown``.
+        ``identity``, ``sigmoid``, ``softmax``, ``probability`` (the margins are probabilities) or ``unknown``.
     labels : tuple or None
         The teacher's label for each of the surrogate's classes; None for regression.
     """
@@ -151,6 +151,8 @@ def fidelity_of(
         with np.errstate(over="ignore"):
             second = 1 / (1 + np.exp(-margins[0]))
         return ClassFidelity.of(np.vstack([1 - second, second]), labels, prediction)
+    if link == "probability":
+        return ClassFidelity.of(margins, labels, prediction)
     if link == "softmax":
         weights = np.exp(margins - margins.max(axis=0, initial=-np.inf))
         return ClassFidelity.of(weights / weights.sum(axis=0), labels, prediction)

@@ -44,10 +44,10 @@ class AutoMLTeacher:
         self.kind = f"AutoML pipeline ({type(steps[-1][1]).__name__})"
         self._model = model
         self._featurizer: Any = steps[0][1] if steps[0][0] == FEATURIZER_STEP else None
-        self._estimator = self._without_featurizer(model)
+        self.estimator = self._without_featurizer(model)
         self.classes = _classes(model)
         self.task = "regression" if self.classes is None else "classification"
-        self.has_probabilities = self.classes is not None and hasattr(self._estimator, "predict_proba")
+        self.has_probabilities = self.classes is not None and hasattr(self.estimator, "predict_proba")
         self.engineered_features: tuple[str, ...] | None = None
         if self._featurizer is None:
             if raw_features is None:
@@ -106,7 +106,7 @@ class AutoMLTeacher:
 
     def predict(self, engineered: Any) -> Predictions:
         """Run the pipeline's later steps (and its label transformer)."""
-        return predict_with(self._estimator, engineered, self.classes)
+        return predict_with(self.estimator, engineered, self.classes)
 
     def predict_raw(self, frame: pd.DataFrame) -> Predictions:
         """Run the whole pipeline."""

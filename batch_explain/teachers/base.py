@@ -44,6 +44,8 @@ class Teacher(Protocol):
         The raw columns that it needs, in its order.
     engineered_features : tuple of str or None
         Names of the featurizer's output columns; None when the model does not say.
+    estimator : object
+        What predicts from the featurizer's output.
     """
 
     kind: str
@@ -52,6 +54,7 @@ class Teacher(Protocol):
     has_probabilities: bool
     columns: tuple[Column, ...]
     engineered_features: tuple[str, ...] | None
+    estimator: Any
 
     def featurize(self, frame: pd.DataFrame) -> Any:
         """Raw frame -> engineered rows, shape (row, engineered), as the model's own featurizer hands them on."""

@@ -25,19 +25,19 @@ class SklearnTeacher:
                 "ML or scikit-learn made."
             )
         self._model = model
-        self._featurizer, self._estimator = None, model
+        self._featurizer, self.estimator = None, model
         if isinstance(model, Pipeline):
-            self._estimator = model.steps[-1][1]
+            self.estimator = model.steps[-1][1]
             self._featurizer = model[:-1] if len(model.steps) > 1 else None
-        self.kind = f"scikit-learn {type(model).__name__} ({type(self._estimator).__name__})"
-        self.task = "classification" if is_classifier(self._estimator) else "regression"
+        self.kind = f"scikit-learn {type(model).__name__} ({type(self.estimator).__name__})"
+        self.task = "classification" if is_classifier(self.estimator) else "regression"
         if self.task == "classification" and not hasattr(model, "classes_"):
             raise ArtifactError(
                 f"The model is a {type(model).__name__} that is not fitted: it has no classes_. Pass the fitted "
                 "pipeline."
             )
         self.classes = tuple(np.asarray(model.classes_).tolist()) if self.task == "classification" else None
-        self.has_probabilities = self.classes is not None and hasattr(self._estimator, "predict_proba")
+        self.has_probabilities = self.classes is not None and hasattr(self.estimator, "predict_proba")
         names = getattr(model, "feature_names_in_", raw_features)
         if names is None:
             raise ArtifactError(
@@ -53,7 +53,7 @@ class SklearnTeacher:
 
     def predict(self, engineered: Any) -> Predictions:
         """Apply the last step."""
-        return predict_with(self._estimator, engineered, self.classes)
+        return predict_with(self.estimator, engineered, self.classes)
 
     def predict_raw(self, frame: pd.DataFrame) -> Predictions:
         """Run the whole pipeline."""
