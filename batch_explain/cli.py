@@ -76,6 +76,7 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--explainer", metavar="FILE", help="scoring_explainer.pkl, a bundle's folder, or a LightGBM model text.")
 @click.option("--direct", is_flag=True, default=None, help="Explain the model by its own trees: no --explainer.")
 @click.option("--feature-map", metavar="FILE", help="Parquet of raw_feature, engineered_feature, weight.")
+@click.option("--background", metavar="FILE", help="Up to 500 rows like the input's: interventional SHAP against them.")
 @click.option("--output", metavar="URL", help="Folder for the results; empty or new.")
 @click.option("--id-columns", metavar="A,B", help="Columns copied to every table (default: source_file, source_row).")
 @click.option(

@@ -51,6 +51,9 @@ class RunOptions:
         That the model is explained by its own trees was asked for; without an explainer it is in any case.
     feature_map : str, optional
         Parquet of (raw_feature, engineered_feature, weight), for an explainer that holds no feature map.
+    background : str, optional
+        Path or URL of a parquet file with at most 500 rows as the input has them: importances are interventional SHAP
+        values against these rows. None: path-dependent SHAP values.
     id_columns : tuple of str
         Columns copied to every table; empty: ``source_file`` and ``source_row``.
     columns_map : tuple of (str, str)
@@ -135,6 +138,7 @@ class RunOptions:
     model: str | None = None
     direct: bool = False
     feature_map: str | None = None
+    background: str | None = None
     id_columns: tuple[str, ...] = ()
     columns_map: tuple[tuple[str, str], ...] = ()
     outputs: tuple[str, ...] | None = None
@@ -190,7 +194,10 @@ class RunOptions:
                 "--direct explains the --model by its own trees, without an --explainer. Pass the model, and leave the "
                 "explainer out."
             )
-        paths = ("input", "output", "explainer", "model", "feature_map", "reason_codes", "group_features", "baseline")
+        paths = (
+            "input", "output", "explainer", "model", "feature_map", "background", "reason_codes", "group_features",
+            "baseline",
+        )  # fmt: skip
         for name in paths:
             if values.get(name) is not None:
                 values[name] = _path(name, values[name])

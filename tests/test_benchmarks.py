@@ -100,3 +100,10 @@ def test_chart_refuses_a_readme_without_its_lines(measured: Path, tmp_path: Path
     ended = subprocess.run([*command, "--readme", str(readme)], capture_output=True, text=True, check=False)
     assert ended.returncode != 0 and "<!-- kernel -->" in ended.stderr
     assert readme.read_text() == "nothing\n"
+
+
+def test_interventional_values_are_shaps(tmp_path: Path) -> None:
+    pytest.importorskip("shap")
+    script("interventional.py", "--quick", "--json", tmp_path / "found.json")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["problems"] == [] and found["results"][0]["relative_difference_to_shap"] < 1e-5

@@ -108,7 +108,12 @@ class Artifacts:
         if options.feature_map is not None:
             take_feature_map(explainer, options.feature_map)
         artifacts = match(explainer, teacher)
-        return replace(artifacts, feature_notes=artifacts.feature_notes + notes)
+        artifacts = replace(artifacts, feature_notes=artifacts.feature_notes + notes)
+        if options.background is not None:
+            from batch_explain.engine.background import take_background  # which applies artifacts to rows
+
+            take_background(options, artifacts)
+        return artifacts
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -185,6 +190,28 @@ class Artifacts:
         engineered = "engineered" in (*tables, reasons) or not raw
         return tuple(level for level, wanted in (("engineered", engineered), ("raw", raw)) if wanted)
 
+    def engineered(self, table: pa.Table, *, sparse: bool = False) -> tuple[Matrix, Predictions | None, dict[str, int]]:
+        """Rows as the explainer takes them, the teacher's predictions of them, and columns whose nulls were filled.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+        sparse : bool
+            As for :meth:`explain`.
+        """
+        if self.takes_engineered:
+            names = [column.name for column in self.columns]
+            width = len(self.explainer.engineered_features)
+            return read_features(table, names, self.features, width, sparse=sparse), None, {}
+        frame, imputed = to_frame(table, self.columns)
+        if self.explainer.featurizes:
+            matrix = self.explainer.featurize(frame)
+            # the explainer's transformations feed the explanation; the model featurizes by itself
+            return matrix, None if self.teacher is None else self.teacher.predict_raw(frame), imputed
+        assert self.teacher is not None
+        featurized = self.teacher.featurize(frame)
+        return as_matrix(featurized), self.teacher.predict(featurized), imputed
+
     def explain(
         self, table: pa.Table, levels: tuple[str, ...] = ("engineered", "raw"), *, sparse: bool = False
     ) -> Batch:
@@ -204,23 +231,7 @@ class Artifacts:
         BadValueError
             At the first value that the model cannot take.
         """
-        imputed: dict[str, int] = {}
-        predictions = None
-        if self.takes_engineered:
-            names = [column.name for column in self.columns]
-            width = len(self.explainer.engineered_features)
-            matrix: Matrix = read_features(table, names, self.features, width, sparse=sparse)
-        else:
-            frame, imputed = to_frame(table, self.columns)
-            if self.explainer.featurizes:
-                matrix = self.explainer.featurize(frame)
-                # the explainer's transformations feed the explanation; the model featurizes by itself
-                predictions = None if self.teacher is None else self.teacher.predict_raw(frame)
-            else:
-                assert self.teacher is not None
-                featurized = self.teacher.featurize(frame)
-                predictions = self.teacher.predict(featurized)
-                matrix = as_matrix(featurized)
+        matrix, predictions, imputed = self.engineered(table, sparse=sparse)
         if table.num_rows:
             self.explainer.learn(matrix[:1])
         found = self.explainer.explain_used(matrix, values="engineered" in levels, raw="raw" in levels)

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from batch_explain.engine.artifacts import Artifacts
+from batch_explain.engine.background import background_digest
 from batch_explain.engine.cohorts import decide_cohorts, refuse_two_meanings
 from batch_explain.engine.estimate import batch_rows
 from batch_explain.engine.features import FEATURES, Origin, origin_of
@@ -413,6 +414,8 @@ def artifact_digests(options: RunOptions) -> dict[str, str]:
         found["explainer"] = artifact_digest(explainer_in(Location(options.explainer)))
     if options.feature_map is not None:
         found["feature map"] = artifact_digest(Location(options.feature_map))
+    if options.background is not None:
+        found["background"] = background_digest(options.background)
     return found
 
 

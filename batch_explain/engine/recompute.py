@@ -174,9 +174,9 @@ def _context(output: Location, plan_json: dict[str, Any], trust: tuple[str, ...]
         found = artifact_digests(options)
         if changed := [name for name, digest in plan.artifacts.items() if found.get(name) != digest]:
             for name in changed:
-                place = {"model": options.model, "explainer": options.explainer or options.model}.get(
-                    name, options.feature_map
-                )
+                own = {"model": options.model, "background": options.background}
+                own["explainer"] = options.explainer or options.model
+                place = own.get(name, options.feature_map)
                 report(str(place), f"is another {name} than the run's", "Restore it to compute rows again")
             return None
         artifacts = Artifacts.load(options)

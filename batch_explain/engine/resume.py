@@ -20,9 +20,9 @@ from batch_explain.storage.receipts import (
 
 # Places are compared by what is in them; how, where and how patiently the work is done changes no result.
 _FREE = {
-    "input", "output", "model", "explainer", "feature_map", "reason_codes", "group_features", "overwrite", "resume",
-    "scheduler", "workers", "task_timeout", "memory_limit", "max_bad_rows", "max_bad_files", "sha256",
-    "baseline", "max_drift", "report",
+    "input", "output", "model", "explainer", "feature_map", "background", "reason_codes", "group_features",
+    "overwrite", "resume", "scheduler", "workers", "task_timeout", "memory_limit", "max_bad_rows", "max_bad_files",
+    "sha256", "baseline", "max_drift", "report",
 }  # fmt: skip
 
 

@@ -190,6 +190,24 @@ class Explainer(ABC):
             )
         self.feature_map = weights
 
+    def set_background(self, engineered: Matrix) -> None:
+        """Compare with these rows from now on: interventional SHAP values instead of path-dependent ones.
+
+        Parameters
+        ----------
+        engineered : ndarray or csr_matrix, shape (row, engineered feature)
+            A few hundred rows at most.
+
+        Raises
+        ------
+        ArtifactError
+            If the explainer has no trees.
+        """
+        raise ArtifactError(
+            f"The explainer ({self.description}) has no trees, so there are no interventional values of it. Leave "
+            "--background out, or pass a tree explainer."
+        )
+
     def explain_used(self, engineered: Matrix, *, values: bool = True, raw: bool = False) -> UsedValues:
         """Importances of the used features, and of the raw ones.
 

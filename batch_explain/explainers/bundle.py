@@ -68,6 +68,11 @@ def bundle_files(
         If the explainer cannot be written without code.
     """
     files: dict[str, bytes] = {}
+    if isinstance(explainer, TreeExplainer) and explainer.background is not None:
+        raise ArtifactError(
+            "The explainer compares with background rows, which a bundle does not hold. Export it without, and pass "
+            "--background to the run."
+        )
     if isinstance(explainer, TreeExplainer):
         files[KINDS["tree"]] = explainer.text.encode()
         expected = {name: explainer.expected_values_of(sparse=name == "sparse") for name in ("dense", "sparse")}

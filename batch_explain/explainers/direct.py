@@ -95,6 +95,10 @@ class DirectExplainer(TreeExplainer):
         filled[entries.row, entries.col] = entries.data
         return filled
 
+    def set_background(self, engineered: Matrix) -> None:
+        """See :meth:`Explainer.set_background`."""
+        super().set_background(self._filled(engineered))
+
     def margins(self, engineered: Matrix) -> np.ndarray:
         """The library's own, from which importances are not computed; see :meth:`Explainer.margins`."""
         found = _own_output(self._estimator, engineered, self._sum)

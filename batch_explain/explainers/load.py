@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from batch_explain.errors import ArtifactError
-from batch_explain.explainers.base import Explainer, combine_maps
+from batch_explain.explainers.base import Explainer, as_matrix, combine_maps
 from batch_explain.explainers.bundle import is_bundle, read_bundle
 from batch_explain.explainers.folders import explainer_in
 from batch_explain.explainers.linear import LinearExplainer
@@ -29,6 +29,7 @@ def load_explainer(
     sha256: str | None = None,
     table_bytes: int = DEFAULT_TABLE_BYTES,
     make_array: MakeArray | None = None,
+    background: Any = None,
 ) -> Explainer:
     """Load an explainer.
 
@@ -45,6 +46,8 @@ def load_explainer(
         Bound on the memory of TreeSHAP's tables.
     make_array : callable, optional
         Where the tables are held: see :class:`batch_explain.treeshap.kernel.TreeShap`.
+    background : ndarray, csr_matrix or DataFrame, shape (row, engineered feature), optional
+        A few hundred rows at most: values are interventional SHAP values against them.
 
     Returns
     -------
@@ -60,7 +63,13 @@ def load_explainer(
     --------
     >>> load_explainer("scoring_explainer.pkl").explain(X).values  # doctest: +SKIP
     """
-    tables: dict[str, Any] = {"table_bytes": table_bytes, "make_array": make_array}
+    found = _load(source, trust, sha256, {"table_bytes": table_bytes, "make_array": make_array})
+    if background is not None:
+        found.set_background(as_matrix(background))
+    return found
+
+
+def _load(source: Any, trust: Iterable[str], sha256: str | None, tables: dict[str, Any]) -> Explainer:
     if not isinstance(source, str | os.PathLike):
         return _from_object(source, "The object", tables)
     place = Location(os.fspath(source))

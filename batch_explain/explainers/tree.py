@@ -12,6 +12,7 @@ from batch_explain.errors import ArtifactError
 from batch_explain.explainers.base import Explainer, Matrix, UsedValues, dense
 from batch_explain.trees.ensemble import Ensemble
 from batch_explain.trees.lightgbm_text import UnknownFormatError, read_model_text
+from batch_explain.treeshap.background import go_left, mean_margins
 from batch_explain.treeshap.kernel import (
     DEFAULT_TABLE_BYTES,
     KernelMissingError,
@@ -96,6 +97,7 @@ class TreeExplainer(Explainer):
         self.probability_iterations = probability_iterations
         self._table_bytes, self._make_array = table_bytes, make_array
         self._kernels: dict[int, TreeShap] = {}
+        self._background: np.ndarray | None = None
         self._lock = threading.Lock()
         self._ensemble, objective, names = self._read()
         self._width = len(names)
@@ -168,16 +170,61 @@ class TreeExplainer(Explainer):
         with self._lock:
             if limited.n_trees not in self._kernels:
                 self._kernels[limited.n_trees] = TreeShap(
-                    limited, table_bytes=self._table_bytes, isa=self._isa, make_array=self._make_array
+                    limited,
+                    table_bytes=self._table_bytes,
+                    isa=self._isa,
+                    make_array=self._make_array,
+                    background=self._background,
                 )
+                self._keep_to_bound(self._kernels[limited.n_trees])
             return self._kernels[limited.n_trees]
+
+    def _keep_to_bound(self, kernel: TreeShap) -> None:
+        """Paths of many features have no small form against many background rows."""
+        if self._background is not None and kernel.table_bytes > self._table_bytes:
+            self._kernels.clear()
+            raise ArtifactError(
+                f"Against {len(self._background)} background rows the tables of this explainer take "
+                f"{kernel.table_bytes / 1e6:,.0f} MB, more than the {self._table_bytes / 1e6:,.0f} MB that they may: "
+                "its trees are deep. Pass fewer background rows, or more --table-memory (explaining will be slow)."
+            )
 
     def expected_values_of(self, *, sparse: bool) -> np.ndarray:
         """Base values of rows of a format, shape (output,)."""
         if self._ensemble is None:
             row = sp.csr_matrix((1, self._width)) if sparse else np.zeros((1, self._width))
             return np.array(self._contributions(row)[:, -1, 0])
-        return self._ensemble.first(self.iterations[sparse]).expected_values()
+        limited = self._ensemble.first(self.iterations[sparse])
+        if self._background is None:
+            return limited.expected_values()
+        return mean_margins(limited, go_left(limited, self._background))
+
+    @property
+    def background(self) -> np.ndarray | None:
+        """The rows that values are compared with, shape (row, engineered feature); None: they are path-dependent."""
+        return self._background
+
+    def set_background(self, engineered: Matrix) -> None:
+        """See :meth:`Explainer.set_background`."""
+        if self._ensemble is None:
+            raise ArtifactError(
+                "Interventional values need the compiled kernel, which cannot be used here. Install the package again, "
+                "or leave --background out."
+            )
+        if self.probability_iterations is not None and self._outputs > 1:
+            raise ArtifactError(
+                "The explainer rescales its values toward probabilities (shap_values_output is 'probability'), which "
+                "interventional values are not. Leave --background out, or make the explainer without it."
+            )
+        if engineered.shape[1] != self._width:
+            raise ValueError(f"the background has {engineered.shape[1]} columns; the trees take {self._width}")
+        self._background = dense(engineered)
+        self._kernels.clear()
+        self.expected_values = self.expected_values_of(sparse=False)
+        self.notes += (
+            f"importances are interventional SHAP values against {len(self._background)} background rows: expected "
+            "values are the mean margins of these",
+        )
 
     @property
     def depends_on_format(self) -> bool:

@@ -179,7 +179,12 @@ def _claim(options: RunOptions) -> Claim:
             f"The output {output} holds a run but also {', '.join(map(repr, foreign[:5]))}, which no run wrote, so "
             "--overwrite does not touch it. Move these away first."
         )
-    given = (("model", options.model), ("explainer", options.explainer), ("feature map", options.feature_map))
+    given = (
+        ("model", options.model),
+        ("explainer", options.explainer),
+        ("feature map", options.feature_map),
+        ("background", options.background),
+    )
     for what, path in given:
         if path is not None and output.contains(Location(path)):
             raise OutputRefusedError(

@@ -31,11 +31,13 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from batch_explain.errors import ArtifactError
 from batch_explain.trees.ensemble import Ensemble
+from batch_explain.treeshap.background import distinct
 from batch_explain.treeshap.forms import MAX_DIRECT, MAX_PART, Form, forms_of
 from batch_explain.treeshap.splits import Splits, Variable
 
@@ -123,7 +125,9 @@ def partition_cells(all_cells: int, sets: Iterable[int]) -> list[int]:
     return states
 
 
-def cut_trees(ensemble: Ensemble, splits: Splits, *, max_doubles: int) -> list[list[Chosen]]:
+def cut_trees(
+    ensemble: Ensemble, splits: Splits, *, max_doubles: int, background: np.ndarray | None = None
+) -> list[list[Chosen]]:
     """Cut every tree into groups.
 
     Parameters
@@ -132,6 +136,8 @@ def cut_trees(ensemble: Ensemble, splits: Splits, *, max_doubles: int) -> list[l
     splits : Splits
     max_doubles : int
         Bound on the size of all tables together. It is exceeded only where even the smallest tables are larger.
+    background : ndarray of bool, shape (node, row), optional
+        Whether each background row goes left at each inner node: for interventional values.
 
     Returns
     -------
@@ -140,7 +146,7 @@ def cut_trees(ensemble: Ensemble, splits: Splits, *, max_doubles: int) -> list[l
     """
     leaf_forms: dict[tuple[tuple[int, ...], int], list[Form]] = {}
     _check_depth(ensemble)
-    trees = [_Tree(ensemble, splits, tree, leaf_forms) for tree in range(ensemble.n_trees)]
+    trees = [_Tree(ensemble, splits, tree, leaf_forms, background) for tree in range(ensemble.n_trees)]
     price, chosen = _within(trees, max_doubles)
     left = max(0, max_doubles - _doubles(chosen))
     for number, tree in enumerate(trees):
@@ -208,6 +214,7 @@ class _Tree:
         splits: Splits,
         tree: int,
         leaf_forms: dict[tuple[tuple[int, ...], int], list[Form]],
+        background: np.ndarray | None,
     ) -> None:
         self._variables = splits.variables
         nodes = slice(int(ensemble.node_offset[tree]), int(ensemble.node_offset[tree + 1]))
@@ -215,11 +222,21 @@ class _Tree:
         self._left, self._right = ensemble.left[nodes].tolist(), ensemble.right[nodes].tolist()
         self._states: dict[tuple[int, frozenset[int]], int] = {}
         self._leaf_forms = leaf_forms
-        paths = self._paths(
-            splits.variable[nodes], splits.left[nodes], ensemble.node_count[nodes].tolist(),
-            ensemble.leaf_count[leaves].tolist(), ensemble.leaf_value[leaves].tolist(),
-        )  # fmt: skip
-        self._of_leaf = [self._group([leaf], {v: frozenset((c,)) for v, c in leaf.cells.items()}) for leaf in paths]
+        self._mixed = background is not None
+        values = ensemble.leaf_value[leaves].tolist()
+        if background is None:
+            shares = _covers(self._left, self._right, ensemble.node_count[nodes], ensemble.leaf_count[leaves])
+            paths = self._paths(splits.variable[nodes], splits.left[nodes], shares)
+            of_leaf = [
+                [Leaf(value, cells, ratios)] for value, (cells, ratios) in zip(values, paths, strict=True)
+            ]  # fmt: skip
+        else:
+            goes = background[nodes]
+            paths = self._paths(splits.variable[nodes], splits.left[nodes], [(row, ~row) for row in goes])
+            of_leaf = [
+                _by_background(value, cells, satisfied) for value, (cells, satisfied) in zip(values, paths, strict=True)
+            ]
+        self._of_leaf = [self._of_path(found) for found in of_leaf]
         self._of_node: list[Group | None] = [None] * len(self._left)
         self._height = [1] * len(self._left)
         for node in range(len(self._left) - 1, -1, -1):
@@ -228,43 +245,61 @@ class _Tree:
             left, right = map(self._child, children)
             if left is not None and right is not None:
                 feature = self._variables[splits.variable[nodes][node]].feature
-                group = self._union(left, right, left.differing | right.differing | {feature})
+                differing = left.differing | right.differing | {feature}
+                if self._mixed:  # what both have on their paths the background may still satisfy in one alone
+                    differing |= self._told_apart(left, right)
+                group = self._union(left, right, differing)
                 self._of_node[node] = group if group.forms else None
 
+    def _of_path(self, leaves: list[Leaf]) -> list[Group]:
+        """A path's leaves in as few groups as can be laid out: apart by whether one more feature is satisfied."""
+        varying = {f: {leaf.zero_fraction[f] for leaf in leaves} for f in leaves[0].zero_fraction}
+        differing = frozenset(feature for feature, found in varying.items() if len(found) > 1)
+        sets = {variable: frozenset((cells,)) for variable, cells in leaves[0].cells.items()}
+        group = self._group(leaves, sets, differing)
+        if group.forms:
+            return [group]
+        by_feature = {f: sum(leaf.zero_fraction[f] for leaf in leaves) for f in differing}
+        feature = min(by_feature, key=lambda f: (abs(by_feature[f] - len(leaves) / 2), f))
+        apart = [[leaf for leaf in leaves if leaf.zero_fraction[feature] == z] for z in (0.0, 1.0)]
+        return [found for part in apart for found in self._of_path(part)]
+
     def _child(self, child: int) -> Group | None:
-        return self._of_node[child] if child >= 0 else self._of_leaf[~child]
+        if child >= 0:
+            return self._of_node[child]
+        groups = self._of_leaf[~child]
+        return groups[0] if len(groups) == 1 else None
 
     def _height_of(self, child: int) -> int:
         return self._height[child] if child >= 0 else 0
 
     def _paths(
-        self, variables: list[int], goes_left: list[int], count: list[float], leaf_count: list[float],
-        leaf_value: list[float],
-    ) -> list[Leaf]:  # fmt: skip
+        self, variables: list[int], goes_left: list[int], shares: Sequence[tuple[Any, Any]]
+    ) -> list[tuple[dict[int, int], dict[int, Any]]]:
+        """Of each leaf: the cells that each variable must be in, and the product of each feature's shares."""
         cells: list[dict[int, int]] = [{} for _ in variables]
-        ratios: list[dict[int, float]] = [{} for _ in variables]
-        leaves: list[Leaf] = [Leaf(value, {}, {}) for value in leaf_value]
+        products: list[dict[int, Any]] = [{} for _ in variables]
+        leaves: list[tuple[dict[int, int], dict[int, Any]]] = [({}, {})] * (len(variables) + 1)
         for node, variable in enumerate(variables):  # children have larger numbers than their parents
             feature, everything = self._variables[variable].feature, self._variables[variable].all_cells
-            for child, goes in (
-                (self._left[node], goes_left[node]),
-                (self._right[node], everything & ~goes_left[node]),
+            for child, goes, share in (
+                (self._left[node], goes_left[node], shares[node][0]),
+                (self._right[node], everything & ~goes_left[node], shares[node][1]),
             ):
-                path, ratio = dict(cells[node]), dict(ratios[node])
+                path, product = dict(cells[node]), dict(products[node])
                 path[variable] = path.get(variable, everything) & goes
-                share = (count[child] if child >= 0 else leaf_count[~child]) / count[node]
-                ratio[feature] = ratio.get(feature, 1.0) * share
+                product[feature] = product[feature] * share if feature in product else share
                 if child >= 0:
-                    cells[child], ratios[child] = path, ratio
+                    cells[child], products[child] = path, product
                 else:
-                    leaves[~child] = Leaf(leaf_value[~child], path, ratio)
+                    leaves[~child] = path, product
         return leaves
 
     def cut(self, price: float) -> list[Chosen]:
         """The groups that cover all leaves at the least cost, where a double of table costs ``price`` cycles a row."""
         if not self._left:
             return []
-        leaves = [_cheapest(group, price) for group in self._of_leaf]
+        leaves = [_all_cheapest(groups, price) for groups in self._of_leaf]
         best: list[tuple[float, list[Chosen]]] = [(0.0, [])] * len(self._left)
         for node in range(len(self._left) - 1, -1, -1):
             # the lower child first, so that the leaves along a chain of splits are neighbours
@@ -348,6 +383,33 @@ class _Tree:
         if key not in self._states:
             self._states[key] = len(partition_cells(self._variables[variable].all_cells, sets))
         return self._states[key]
+
+
+def _covers(
+    left: list[int], right: list[int], node_count: np.ndarray, leaf_count: np.ndarray
+) -> list[tuple[float, float]]:
+    """Of each inner node, the shares of training rows that went to either child."""
+    counts = node_count.tolist(), leaf_count.tolist()
+
+    def share(child: int, node: int) -> float:
+        return float((counts[0][child] if child >= 0 else counts[1][~child]) / counts[0][node])
+
+    return [(share(a, node), share(b, node)) for node, (a, b) in enumerate(zip(left, right, strict=True))]
+
+
+def _by_background(value: float, cells: dict[int, int], satisfied: dict[int, np.ndarray]) -> list[Leaf]:
+    """A path as one leaf for each different answer of the background rows, with its share of the value."""
+    columns, counts = distinct(np.array(list(satisfied.values())))
+    total = int(counts.sum())
+    return [
+        Leaf(value * (count / total), cells, dict(zip(satisfied, column, strict=True)))
+        for column, count in zip(columns.T.astype(np.float64).tolist(), counts.tolist(), strict=True)
+    ]
+
+
+def _all_cheapest(groups: list[Group], price: float) -> tuple[float, list[Chosen]]:
+    found = [_cheapest(group, price) for group in groups]
+    return sum(cost for cost, _ in found), [chosen for _, each in found for chosen in each]
 
 
 def _cheapest(group: Group, price: float) -> tuple[float, list[Chosen]]:

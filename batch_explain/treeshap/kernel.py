@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from batch_explain.trees.ensemble import Ensemble
+from batch_explain.treeshap.background import go_left, mean_margins
 from batch_explain.treeshap.program import make_program
 
 if TYPE_CHECKING:  # importing it takes longer than to explain the first row
@@ -62,6 +63,9 @@ class TreeShap:
         ``make_array(digest, doubles, fill)`` returns an aligned float64 array, filled by ``fill(array)`` unless one of
         that digest exists already: how processes share the tables. Default: memory of this process, which is also
         taken where it raises OSError.
+    background : ndarray of float64, shape (row, feature), optional
+        Rows to compare with: the values are then interventional ones against them, at the same speed; see
+        :mod:`batch_explain.treeshap.background`. None: path-dependent ones.
 
     Raises
     ------
@@ -86,13 +90,15 @@ class TreeShap:
         table_bytes: int = DEFAULT_TABLE_BYTES,
         isa: str | None = None,
         make_array: MakeArray | None = None,
+        background: np.ndarray | None = None,
     ) -> None:
         self._kernel = load_kernel()
         self.isa = choose_isa(self._kernel.instruction_sets(), isa)
         self.used = ensemble.used
         self.n_features, self.n_outputs = ensemble.n_features, ensemble.n_outputs
-        self.expected_values = ensemble.expected_values()
-        self.program = make_program(ensemble, max_doubles=table_bytes // 8)
+        left = None if background is None else go_left(ensemble, background)
+        self.expected_values = ensemble.expected_values() if left is None else mean_margins(ensemble, left)
+        self.program = make_program(ensemble, max_doubles=table_bytes // 8, background=left)
         self.table_bytes = self.program.doubles * 8
         self.not_shared: str | None = None
         self._tables = self._made(make_array)

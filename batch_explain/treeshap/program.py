@@ -62,7 +62,7 @@ class Program:
     cycles: float
 
 
-def make_program(ensemble: Ensemble, *, max_doubles: int) -> Program:
+def make_program(ensemble: Ensemble, *, max_doubles: int, background: np.ndarray | None = None) -> Program:
     """Cut an ensemble into groups and lay them out.
 
     Parameters
@@ -70,9 +70,11 @@ def make_program(ensemble: Ensemble, *, max_doubles: int) -> Program:
     ensemble : Ensemble
     max_doubles : int
         Bound on the tables' size.
+    background : ndarray of bool, shape (node, row), optional
+        See :func:`batch_explain.treeshap.groups.cut_trees`.
     """
     splits = splits_of(ensemble)
-    trees = cut_trees(ensemble, splits, max_doubles=max_doubles)
+    trees = cut_trees(ensemble, splits, max_doubles=max_doubles, background=background)
     layout = _Layout(splits)
     output_start: list[int] = [0]
     run_start: list[int] = []

@@ -1,0 +1,123 @@
+"""Interventional SHAP values: what a row costs against its path-dependent values, and against shap's own.
+
+`python benchmarks/interventional.py --json benchmarks/results/interventional.json` in the core environment, on one
+thread, the methods taking turns; `--quick`: tiny, correctness only. shap computes in float32 and takes 3 ms a row, so
+it gets few rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import common
+
+CASES = ((100, 31, 100), (100, 31, 300), (100, 255, 100))  # trees, leaves, background rows
+FEATURES, ROWS, SHAP_ROWS = 50, 20_000, 20
+TOLERANCE = 1e-5
+
+
+def measure(trees: int, leaves: int, background_rows: int, rounds: int, rows: int) -> dict[str, Any]:
+    """One model: building the tables, µs a row, and the largest difference to shap."""
+    import lightgbm
+    import numpy as np
+    import shap
+
+    from batch_explain.trees.lightgbm_text import read_model_text
+    from batch_explain.treeshap.kernel import TreeShap
+
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(20_000, FEATURES))
+    y = X[:, :10] @ rng.normal(size=10) + np.sin(3 * X[:, 10]) + X[:, 11] * X[:, 12] + rng.normal(size=len(X))
+    options = {"num_leaves": leaves, "verbosity": -1, "seed": 0, "num_threads": common.cores()}
+    booster = lightgbm.train(options, lightgbm.Dataset(X, y), trees)
+    ensemble = read_model_text(booster.model_to_string())
+    background, asked = X[:background_rows], rng.normal(size=(rows, FEATURES))
+    started = time.perf_counter()
+    ours = TreeShap(ensemble, background=background)
+    built = time.perf_counter() - started
+    plain = TreeShap(ensemble)
+    masker = shap.maskers.Independent(background, max_samples=background_rows)
+    theirs = shap.TreeExplainer(booster, data=masker, feature_perturbation="interventional")
+    few = asked[: min(SHAP_ROWS, rows)]
+    expected = np.asarray(theirs.shap_values(few, check_additivity=False)).T
+    found = np.zeros((FEATURES, len(few)))
+    found[ours.used] = ours.explain(few).engineered[0]
+    times: dict[str, list[float]] = {"interventional": [], "path-dependent": [], "shap": []}
+    for _ in range(rounds):
+        for name, work, count in (
+            ("interventional", lambda: ours.explain(asked), rows),
+            ("path-dependent", lambda: plain.explain(asked), rows),
+            ("shap", lambda: theirs.shap_values(few, check_additivity=False), len(few)),
+        ):
+            started = time.perf_counter()
+            work()
+            times[name].append(1e6 * (time.perf_counter() - started) / count)
+    return {
+        "trees": trees,
+        "leaves": leaves,
+        "background_rows": background_rows,
+        "tables_built_s": round(built, 3),
+        "tables_mb": round(ours.table_bytes / 1e6, 1),
+        "us_per_row": {name: common.spread(values) for name, values in times.items()},
+        "relative_difference_to_shap": float(np.abs(found - expected).max() / np.abs(expected).max()),
+    }
+
+
+def main() -> int:
+    """Measure, print, write; 1 where a value is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="tiny models, few rows: correctness only")
+    parser.add_argument("--repeat", type=int, default=5, help="rounds (default: 5)")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write everything that was measured")
+    options = parser.parse_args()
+    cases = ((3, 7, 10),) if options.quick else CASES
+    results = [measure(*case, 1 if options.quick else options.repeat, 200 if options.quick else ROWS) for case in cases]
+    lines = []
+    for result in results:
+        middle = {name: spread["median"] for name, spread in result["us_per_row"].items()}
+        lines.append(
+            [
+                f"{result['trees']} × {result['leaves']}, {result['background_rows']} background rows",
+                f"{middle['interventional']:.2f}",
+                f"{middle['path-dependent']:.2f}",
+                f"{middle['interventional'] / middle['path-dependent']:.2f}",
+                f"{middle['shap']:,.0f}",
+                f"{middle['shap'] / middle['interventional']:,.0f}",
+                f"{result['tables_built_s']:.1f}",
+                f"{result['tables_mb']:.0f}",
+                f"{result['relative_difference_to_shap']:.1e}",
+            ]
+        )
+    headings = (
+        "trees × leaves",
+        "µs a row",
+        "path-dependent",
+        "× that",
+        "shap",
+        "× ours",
+        "built s",
+        "MB",
+        "difference",
+    )
+    common.print_table(f"Interventional SHAP values, {FEATURES} features, one thread", headings, lines)
+    wrong = [result for result in results if not result["relative_difference_to_shap"] <= TOLERANCE]
+    if options.json:
+        content = {
+            "benchmark": "interventional",
+            "format_version": 1,
+            "machine": common.machine(),
+            "versions": common.versions(),
+            "commit": common.commit(Path(__file__).resolve().parents[1]),
+            "results": results,
+            "problems": [f"{result['relative_difference_to_shap']:.3g} from shap" for result in wrong],
+        }
+        common.write_json(options.json, content)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
