@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from batch_explain.engine.summarize import summarize as summarize_run
     from batch_explain.engine.verify import verify as verify_run
     from batch_explain.explainers.load import load_explainer
+    from batch_explain.fitting.fit import fit, open_fit
     from batch_explain.integrations.mlflow import log_to_mlflow
     from batch_explain.integrations.registry import register
     from batch_explain.integrations.tracked import explain_dataset
@@ -24,10 +25,12 @@ __all__ = [
     "compare_runs",
     "explain_dataset",
     "export_bundle",
+    "fit",
     "inspect_artifact",
     "load_explainer",
     "log_to_mlflow",
     "open_explanation",
+    "open_fit",
     "open_run",
     "register",
     "run_status",
@@ -40,10 +43,12 @@ _PLACES = {
     "compare_runs": ("batch_explain.drift", "compare_runs"),
     "export_bundle": ("batch_explain.engine.export", "export_bundle"),
     "explain_dataset": ("batch_explain.integrations.tracked", "explain_dataset"),
+    "fit": ("batch_explain.fitting.fit", "fit"),
     "inspect_artifact": ("batch_explain.engine.inspect", "inspect_artifact"),
     "load_explainer": ("batch_explain.explainers.load", "load_explainer"),
     "log_to_mlflow": ("batch_explain.integrations.mlflow", "log_to_mlflow"),
     "open_explanation": ("batch_explain.results", "open_explanation"),
+    "open_fit": ("batch_explain.fitting.fit", "open_fit"),
     "open_run": ("batch_explain.results", "open_run"),
     "register": ("batch_explain.integrations.registry", "register"),
     "run_status": ("batch_explain.engine.status", "status"),

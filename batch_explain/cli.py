@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from batch_explain.engine.status import Status
     from batch_explain.engine.verify import Verification
     from batch_explain.events import Observer
+    from batch_explain.fitting.fit import Fitted
     from batch_explain.results import Run
 
 _Answer = TypeVar("_Answer")
@@ -196,6 +197,63 @@ def export(explainer: str | None, output: str, **given: Any) -> None:
         pairs.append(("classes", ", ".join(map(str, done.classes))))
     pairs += [("note", note) for note in done.notes]
     _print_pairs([*pairs, ("bundle", f"{done.location} ({done.bytes:,} bytes)")])
+
+
+@cli.command()
+@click.option("--model", metavar="FILE", required=True, help="The fitted pipeline, as in run.")
+@click.option("--train", metavar="URL", required=True, help="Parquet of the rows that it was trained on.")
+@click.option("--label", metavar="COLUMN", required=True, help="The column with the true answer.")
+@click.option("--output", metavar="URL", required=True, help="Folder for the explainer; empty or new.")
+@click.option("--test", metavar="URL", help="Rows that are explained and judged on (default: a fifth of --train).")
+@click.option("--task", metavar="NAME", help="classification or regression (default: what the model is).")
+@click.option(
+    "--surrogate", metavar="KIND", help="sdk (default): as Azure ML makes it; faithful: learns the model's confidence."
+)
+@click.option("--direct", is_flag=True, default=None, help="No surrogate: the model's own trees, as in run.")
+@click.option("--surrogate-model", metavar="NAME", help="lightgbm (default) or linear.")
+@click.option(
+    "--surrogate-arg",
+    "surrogate_args",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="Of the surrogate's own model, such as num_leaves=63 (repeatable).",
+)
+@click.option("--augment-data", is_flag=True, default=None, help="The SDK's: more training rows by permuted columns.")
+@click.option("--max-augmentations", metavar="N", help="The SDK's max_num_of_augmentations (default: 10).")
+@click.option("--categorical-features", metavar="A,B", help="Engineered features that hold codes of categories.")
+@click.option("--shap-values-output", metavar="NAME", help="default, or probability (dense rows of several classes).")
+@click.option("--max-train-rows", metavar="N", help="More are sampled, always the same ones (default: 100000).")
+@click.option("--scheduler", metavar="NAME", help="As in run, for the rows that are explained.")
+@click.option("--trust", metavar="NAME", multiple=True, help="As in run.")
+@click.option("--overwrite", is_flag=True, default=None, help="Remove the earlier fit in the output first.")
+@_output_options
+def fit(quiet: bool | None, log_format: str | None, **given: Any) -> None:
+    """Make an explainer of a fitted model, and judge it on rows that it was not fitted on.
+
+    The output holds the explainer as a bundle (of AutoML pipelines scoring_explainer.pkl too), the explained rows with
+    a report, a baseline for later runs, and fit.json.
+    """
+    values = {name: value for name, value in given.items() if value not in (None, ())}
+
+    def work() -> "Fitted":
+        with _observers(bool(quiet), log_format or "text") as observers:
+            return batch_explain.fit(observers=observers, **values)
+
+    found = _guarded(work, "Stopped. What is there has no fit.json: begin again with --overwrite.")
+    if not quiet:
+        info = found.info
+        right = info["accuracy"] or {"measure": "accuracy", "accuracy": None}
+        value = right[right["measure"]]
+        pairs = [
+            ("explainer", info["surrogate"]["description"]),
+            ("surrogate fidelity", _fidelity(info["fidelity"])),
+            (f"model's {right['measure'].replace('r2', 'R²')}", "not known" if value is None else f"{value:.4f}"),
+            *(("decided", decision) for decision in info["decisions"]),
+            *(("warning", warning) for warning in info["warnings"]),
+        ]
+        _print_pairs(
+            [*pairs, ("results", str(found.location)), ("report", str(found.location.join("held_out/report.html")))]
+        )
 
 
 @cli.command()

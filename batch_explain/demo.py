@@ -6,13 +6,8 @@ it, a scikit-learn pipeline with a LightGBM surrogate saved as text. No workspac
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
-import logging
 import os
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batch_explain.errors import OutputRefusedError
+from batch_explain.fitting.sdk import quiet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -170,7 +166,7 @@ def train_automl(folder: str | os.PathLike[str], *, train_rows: int = 5_000) -> 
     The steps are the documented ones; only AutoML's featurizer suggestion is called without a remote run.
     """
     X, y = _training_frame(train_rows)
-    with _quiet():
+    with quiet():
         import joblib
         from azureml.automl.runtime import data_transformation
         from azureml.automl.runtime.shared.model_wrappers import LightGBMClassifier
@@ -302,17 +298,3 @@ def _output_paths(folder: str | os.PathLike[str], explainer: str) -> tuple[Path,
 def _require_splits(booster: Any) -> None:
     if not booster.feature_importance("split").any():
         raise RuntimeError("The surrogate of the demonstration has no splits: train it on more rows.")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what the azureml SDK prints, logs and warns of. Exceptions and logged errors come through."""
-    threshold = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        # recorded as well as ignored: the SDK resets the filters, but not where warnings go
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(record=True):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(threshold)

@@ -396,6 +396,7 @@ def _count(
             batch.predictions.prediction,
             link=artifacts.link,
             labels=artifacts.surrogate_labels,
+            probabilities=batch.predictions.probabilities,
         )
         tally.followed = fidelity.merge(tally.followed, followed)
     check = check_additivity(artifacts.explainer, batch, check_all=context.plan.options.check == "all")

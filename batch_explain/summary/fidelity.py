@@ -75,14 +75,26 @@ class ClassFidelity:
         Rows, and rows on which both name the same class.
     log_loss : float
         Sum of -log(the surrogate's probability of the teacher's class).
+    compared : int
+        Rows whose probabilities by both are known for every class.
+    divergence : float
+        Sum of the Kullback-Leibler divergences of the surrogate's probabilities from the teacher's.
     """
 
     count: int = 0
     agreeing: int = 0
     log_loss: float = 0.0
+    compared: int = 0
+    divergence: float = 0.0
 
     @classmethod
-    def of(cls, probabilities: np.ndarray, labels: tuple[Any, ...], prediction: np.ndarray) -> "ClassFidelity":
+    def of(
+        cls,
+        probabilities: np.ndarray,
+        labels: tuple[Any, ...],
+        prediction: np.ndarray,
+        teacher: np.ndarray | None = None,
+    ) -> "ClassFidelity":
         """Fidelity on a batch.
 
         Parameters
@@ -93,6 +105,8 @@ class ClassFidelity:
             The teacher's label for each of the surrogate's classes.
         prediction : ndarray, shape (row,)
             The teacher's labels; one that the surrogate does not know counts as disagreement.
+        teacher : ndarray, shape (row, class), or None
+            The teacher's probabilities, where it has them and the surrogate knows all its classes.
         """
         if not len(prediction):
             return cls()
@@ -100,15 +114,29 @@ class ClassFidelity:
         known = position >= 0
         chosen = np.where(known, probabilities[position, np.arange(len(position))], 0.0)
         agreeing = known & (probabilities.argmax(axis=0) == position)
+        divergence = 0.0
+        if teacher is not None and np.isfinite(teacher).all():
+            logs = np.log(np.maximum(teacher, _EPSILON)) - np.log(np.maximum(probabilities.T, _EPSILON))
+            divergence = float((teacher * logs).sum())
+        else:
+            teacher = None
         return cls(
             len(prediction),
             int(np.count_nonzero(agreeing)),
             float(-np.log(np.clip(chosen, _EPSILON, 1 - _EPSILON)).sum()),
+            0 if teacher is None else len(prediction),
+            divergence,
         )
 
     def merge(self, other: "ClassFidelity") -> "ClassFidelity":
         """Fidelity on both sets of rows."""
-        return ClassFidelity(self.count + other.count, self.agreeing + other.agreeing, self.log_loss + other.log_loss)
+        return ClassFidelity(
+            self.count + other.count,
+            self.agreeing + other.agreeing,
+            self.log_loss + other.log_loss,
+            self.compared + other.compared,
+            self.divergence + other.divergence,
+        )
 
     def describe(self) -> dict[str, Any]:
         """For ``run.json``; None where there are no rows."""
@@ -117,6 +145,7 @@ class ClassFidelity:
             "measure": "agreement and log-loss against the teacher's predicted class",
             "agreement": self.agreeing / n if n else None,
             "log_loss": self.log_loss / n if n else None,
+            "divergence": self.divergence / self.compared if self.compared else None,
             "rows": n,
         }
 
@@ -130,6 +159,7 @@ def fidelity_of(
     *,
     link: str,
     labels: tuple[Any, ...] | None,
+    probabilities: np.ndarray | None = None,
 ) -> Fidelity | None:
     """Fidelity of a batch; None where the surrogate's margins have no known link to predictions.
 
@@ -142,20 +172,24 @@ def fidelity_of(
         ``identity``, ``sigmoid``, ``softmax``, ``probability`` (the margins are probabilities) or ``unknown``.
     labels : tuple or None
         The teacher's label for each of the surrogate's classes; None for regression.
+    probabilities : ndarray, shape (row, class), or None
+        The teacher's, in the order of its classes.
     """
     if np.isnan(margins).all() and margins.size:
         return None
     if labels is None:
         return RegressionFidelity.of(margins[0], prediction) if link == "identity" else None
+    if probabilities is not None and probabilities.shape[1] != len(labels):
+        probabilities = None
     if link == "sigmoid":
         with np.errstate(over="ignore"):
             second = 1 / (1 + np.exp(-margins[0]))
-        return ClassFidelity.of(np.vstack([1 - second, second]), labels, prediction)
+        return ClassFidelity.of(np.vstack([1 - second, second]), labels, prediction, probabilities)
     if link == "probability":
-        return ClassFidelity.of(margins, labels, prediction)
+        return ClassFidelity.of(margins, labels, prediction, probabilities)
     if link == "softmax":
         weights = np.exp(margins - margins.max(axis=0, initial=-np.inf))
-        return ClassFidelity.of(weights / weights.sum(axis=0), labels, prediction)
+        return ClassFidelity.of(weights / weights.sum(axis=0), labels, prediction, probabilities)
     return None
 
 

@@ -55,6 +55,14 @@ class SklearnTeacher:
         """Apply the last step."""
         return predict_with(self.estimator, engineered, self.classes)
 
+    def decisions(self, engineered: Any) -> np.ndarray | None:
+        """``decision_function``'s answer, shape (row, output); None where it has not one number for each output."""
+        if self.classes is None or not hasattr(self.estimator, "decision_function"):
+            return None
+        found = np.asarray(self.estimator.decision_function(engineered), dtype=np.float64)
+        found = found.reshape(len(found), -1)
+        return found if found.shape[1] == (1 if len(self.classes) == 2 else len(self.classes)) else None
+
     def predict_raw(self, frame: pd.DataFrame) -> Predictions:
         """Run the whole pipeline."""
         return predict_with(self._model, frame, self.classes)

@@ -1,0 +1,1 @@
+"""Making explainers: surrogates of fitted models, proved on rows that were held out."""
