@@ -1,6 +1,9 @@
 """Explainers made of fitted models: the SDK's own, our surrogates of its kind, faithful ones, and the model itself."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from sklearn.svm import SVR
 import batch_explain as bx
 from batch_explain.cli import cli
 from batch_explain.errors import BatchExplainError
-from tests.conftest import once
+from tests.conftest import ROOT, once
 
 ROWS = 1_500
 NUMBERS = ["a", "b", "c", "d"]
@@ -226,3 +229,19 @@ def test_automl_pipelines_through_the_sdk(automl: Callable[[str], Any], surrogat
     scale = max(1.0, np.abs(theirs).max())
     np.testing.assert_allclose(np.moveaxis(ours, 2, 1), theirs, rtol=0, atol=1e-9 * scale)
     assert np.abs(theirs).max() > 0 and fitted.held_out.info["additivity"]["largest_residual"] < 1e-6
+
+
+@pytest.mark.automl
+def test_the_benchmark_of_surrogates_runs(tmp_path: Path) -> None:
+    script = ROOT / "benchmarks/surrogates.py"
+    if not script.exists():
+        pytest.skip("the benchmarks are not part of the source distribution")
+    done = subprocess.run(
+        [sys.executable, str(script), "--quick", "--json", str(tmp_path / "found.json")], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "found.json").read_text())["results"]
+    found = {(each["teacher"], each["surrogate"]): each for each in results}
+    divergence = [found["logistic", kind]["fidelity"]["divergence"] for kind in ("sdk", "faithful")]
+    assert divergence[1] < divergence[0] and all(each["splits"] for each in found.values())
