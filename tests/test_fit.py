@@ -237,8 +237,8 @@ def test_the_benchmark_of_surrogates_runs(tmp_path: Path) -> None:
     if not script.exists():
         pytest.skip("the benchmarks are not part of the source distribution")
     done = subprocess.run(
-        [sys.executable, str(script), "--quick", "--json", str(tmp_path / "found.json")], capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+        [sys.executable, str(script), "--quick", "--json", str(tmp_path / "found.json")],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "found.json").read_text())["results"]
