@@ -29,12 +29,17 @@ def teachers() -> dict[str, tuple[str, Callable[[Any, Any], Any]]]:
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC
 
     from tests.automl_fixtures import teachers as made
 
     def of(learner: Any, task: str = "classification") -> Callable[[Any, Any], Any]:
         return lambda X, y: made.pipeline(task, X, y, learner)
+
+    def scaled(learner: Any) -> Callable[[Any, Any], Any]:
+        return of(make_pipeline(StandardScaler(with_mean=False), learner))
 
     classes = "classification"
     return {
@@ -43,8 +48,8 @@ def teachers() -> dict[str, tuple[str, Callable[[Any, Any], Any]]]:
         "stack (LightGBM, logistic)": (classes, made.stack_pipeline),
         "logistic": (classes, of(LogisticRegression(max_iter=300))),
         "random forest": (classes, of(RandomForestClassifier(100, min_samples_leaf=3, random_state=0))),
-        "k nearest neighbours": (classes, of(KNeighborsClassifier(25))),
-        "SVM": (classes, of(SVC(probability=True, random_state=0))),
+        "k nearest neighbours": (classes, scaled(KNeighborsClassifier(25))),
+        "SVM": (classes, scaled(SVC(gamma="auto", probability=True, random_state=0))),
         "LightGBM, regression": ("regression", of(made.lightgbm("regression"), "regression")),
     }
 

@@ -24,6 +24,7 @@ from sklearn.svm import SVR
 import batch_explain as bx
 from batch_explain.cli import cli
 from batch_explain.errors import BatchExplainError
+from tests.comparing import assert_close, values_of
 from tests.conftest import ROOT, once
 
 ROWS = 1_500
@@ -206,29 +207,69 @@ def test_an_earlier_fit_is_replaced_only_when_asked(frame: pd.DataFrame, tmp_pat
 
 
 @pytest.mark.automl
-@pytest.mark.parametrize("surrogate_model", ["lightgbm", "linear"])
-def test_automl_pipelines_through_the_sdk(automl: Callable[[str], Any], surrogate_model: str, tmp_path: Path) -> None:
-    """The pickle opens in the SDK, whose explain() gives the values of the bundle and of the held-out run."""
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("multiclass", {"surrogate_args": {"num_leaves": 7}}),
+        ("dense_regression", {"categorical_features": "x7_MeanImputer"}),
+        ("binary", {"surrogate_model": "linear"}),
+        ("dense_multiclass", {"surrogate_model": "linear"}),
+    ],
+)
+def test_automl_pipelines_through_the_sdk(
+    kind: str, options: dict[str, Any], automl: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What MimicWrapper and the pickle explain, global and local, engineered and raw, is what a fit leaves."""
+    import azureml.interpret
     from azureml.interpret.scoring.scoring_explainer import load
 
-    paths = automl("multiclass")
+    from tests.automl_fixtures.quiet import quiet
+
+    paths = automl(kind)
+    made: list[tuple[Any, dict[str, Any]]] = []
+
+    class Remembered(azureml.interpret.MimicWrapper):
+        def __init__(self, *args: Any, **given: Any) -> None:
+            super().__init__(*args, **given)
+            made.append((self, given))
+
+    monkeypatch.setattr(azureml.interpret, "MimicWrapper", Remembered)
     model = joblib.load(paths.model)
     frame = pd.read_parquet(paths.raw)[:400]
     frame.assign(answer=model.predict(frame)).to_parquet(tmp_path / "train.parquet", index=False)
     fitted = bx.fit(
-        model=paths.model, train=tmp_path / "train.parquet", label="answer", output=tmp_path / "out",
-        surrogate_model=surrogate_model, surrogate_args={"num_leaves": 7} if surrogate_model == "lightgbm" else {},
-    )  # fmt: skip
+        model=paths.model, train=tmp_path / "train.parquet", label="answer", output=tmp_path / "out", **options
+    )
     assert fitted.info["surrogate"]["made_by"] == "the Azure ML SDK" and len(fitted.explainer.used) > 2
-    rows = held_out(fitted)[list(frame)]
-    engineered = model[0].transform(rows)
-    dense = np.asarray(engineered.toarray() if hasattr(engineered, "toarray") else engineered)
-    theirs = np.asarray(load(str(tmp_path / "out")).explain(dense))
-    theirs = theirs if theirs.ndim == 3 else theirs[None]
-    ours = fitted.explainer.explain(dense).values
-    scale = max(1.0, np.abs(theirs).max())
-    np.testing.assert_allclose(np.moveaxis(ours, 2, 1), theirs, rtol=0, atol=1e-9 * scale)
-    assert np.abs(theirs).max() > 0 and fitted.held_out.info["additivity"]["largest_residual"] < 1e-6
+    assert fitted.held_out.info["additivity"]["largest_residual"] < 1e-6
+    [(wrapper, given)] = made
+    engineered = model[0].transform(held_out(fitted)[list(frame)])
+    with quiet():
+        explained = wrapper.explain(["global", "local"], eval_dataset=engineered, upload=False)
+        raw = explained.get_raw_explanation(given["feature_maps"], raw_feature_names=list(frame))
+    for level, theirs in (("engineered", explained), ("raw", raw)):
+        ours = values_of(fitted.held_out, level, list(theirs.features))
+        local = theirs.local_importance_values
+        parts = local if isinstance(local, list) else [local]
+        dense = np.array([part.toarray() if hasattr(part, "toarray") else part for part in parts])
+        dense = dense.reshape(-1, *ours.shape[1:])
+        assert_close(ours, dense[-len(ours) :], 1e-9)  # of two classes the SDK has both, mirrored
+        ranked = dict(zip(theirs.get_ranked_global_names(), theirs.get_ranked_global_values(), strict=True))
+        means = fitted.held_out.summary(level).groupby("feature")["mean_abs"].mean()
+        np.testing.assert_allclose([means.get(name, 0.0) for name in ranked], list(ranked.values()), rtol=0, atol=1e-9)
+        assert max(ranked.values()) > 0.01
+    rows = np.asarray(engineered.toarray() if hasattr(engineered, "toarray") else engineered)
+    pickled = bx.load_explainer(load(str(tmp_path / "out")))
+    assert_close(pickled.explain(rows).values, fitted.explainer.explain(rows).values, 1e-12)
+
+
+@once
+def test_a_surrogate_that_never_splits_is_told_of(frame: pd.DataFrame, tmp_path: Path) -> None:
+    job = Job(tmp_path, frame[:200], "amount", SVR())
+    fitted = job.fit("out", surrogate_args={"min_data_in_leaf": 1_000})
+    assert not len(fitted.explainer.used)
+    [warning] = fitted.info["warnings"]
+    assert warning.startswith("the surrogate never splits, so every importance is 0")
 
 
 @pytest.mark.automl

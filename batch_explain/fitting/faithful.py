@@ -109,7 +109,7 @@ def _fit_trees(
 
     wanted, checked = (margins(each, floor or 0.0) for each in (taught, kept))
     arguments = {"n_estimators": MAX_TREES, "num_leaves": leaves}
-    arguments |= lightgbm_arguments(taught.rows, names, options)
+    arguments |= lightgbm_arguments(taught.matrix, names, options)
     texts, trees = [], []
     for output in range(wanted.shape[1]):
         stop = lightgbm.early_stopping(PATIENCE, verbose=False)

@@ -16,6 +16,7 @@ from batch_explain.fitting.targets import Lesson, soft_logits
 
 RANDOM_STATE = 123  # interpret-community's DEFAULT_RANDOM_STATE
 SMALL_ROWS = 50  # below so many rows every leaf may hold one, as in MimicExplainer
+_SMALL_CELLS = 2_000_000  # rows × columns
 # One histogram layout and one order of additions: LightGBM else picks the layout by timing.
 REPRODUCIBLE = {"deterministic": True, "force_col_wise": True}
 
@@ -53,10 +54,21 @@ def mimic(known: Lesson, names: tuple[str, ...] | None, options: FitOptions) -> 
     return _lightgbm(matrix, targets, known, names, options)
 
 
-def lightgbm_arguments(rows: int, names: tuple[str, ...] | None, options: FitOptions) -> dict[str, Any]:
+def threads_for(matrix: Matrix) -> int:
+    """Threads for LightGBM: small data is done sooner by one, above all where others use the machine."""
+    return cores() if matrix.shape[0] * matrix.shape[1] > _SMALL_CELLS else 1
+
+
+def lightgbm_arguments(matrix: Matrix, names: tuple[str, ...] | None, options: FitOptions) -> dict[str, Any]:
     """Arguments of LightGBM's estimators: the SDK's defaults, what makes them reproducible, and the user's own."""
-    small = {"min_data_in_leaf": 1} if rows < SMALL_ROWS else {}
-    found: dict[str, Any] = {"random_state": RANDOM_STATE, "n_jobs": cores(), "verbosity": -1, **REPRODUCIBLE, **small}
+    small = {"min_data_in_leaf": 1} if matrix.shape[0] < SMALL_ROWS else {}
+    found: dict[str, Any] = {
+        "random_state": RANDOM_STATE,
+        "n_jobs": threads_for(matrix),
+        "verbosity": -1,
+        **REPRODUCIBLE,
+        **small,
+    }
     if options.categorical_features:
         found["categorical_feature"] = positions(options.categorical_features, names)
     return {**found, **options.arguments}
@@ -112,7 +124,7 @@ def _lightgbm(
     several = known.outputs > 1
     made = estimator(
         lightgbm.LGBMClassifier if several else lightgbm.LGBMRegressor,
-        lightgbm_arguments(matrix.shape[0], names, options),
+        lightgbm_arguments(matrix, names, options),
     )
     booster = fitted(made, matrix, targets).booster_
     rescaled = options.shap_values_output == "probability" and several

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from batch_explain.errors import ArtifactError, first_line
-from batch_explain.fitting.mimic import REPRODUCIBLE
+from batch_explain.fitting.mimic import REPRODUCIBLE, threads_for
 from batch_explain.fitting.options import FitOptions
 from batch_explain.teachers.base import Teacher
 
@@ -80,7 +80,7 @@ def _made(
     )
     linear = options.surrogate_model == "linear"
     given = dict(setup.surrogate_model_params.get("explainable_model_args", {}))
-    arguments = {} if linear else {**given, **REPRODUCIBLE}
+    arguments = {} if linear else {**given, "n_jobs": threads_for(setup.X_transform), **REPRODUCIBLE}
     extra: dict[str, Any] = {
         "augment_data": options.augment_data,
         "max_num_of_augmentations": options.max_augmentations,
@@ -111,10 +111,13 @@ def _made(
     if not linear:
         note = "the surrogate's LightGBM is deterministic and force_col_wise, which the SDK's default is not"
         return TreeScoringExplainer(wrapper.explainer, **names), (note,)
-    # one row: the SDK would take the mean of some hundred at random
-    background = np.asarray(setup.X_transform.mean(axis=0), dtype=np.float64).reshape(1, -1)
-    note = "the background of the linear surrogate is the mean of the training rows"
-    return LinearScoringExplainer(wrapper.explainer, initialization_examples=background, **names), (note,)
+    # the surrogate's own, by which MimicWrapper explains; from examples the SDK would take another mean, at random
+    background = wrapper.explainer.surrogate_model._background
+    background = np.asarray(background.toarray() if hasattr(background, "toarray") else background, dtype=np.float64)
+    note = "the background of the linear surrogate is the one that the SDK summarised the training rows to"
+    return LinearScoringExplainer(wrapper.explainer, initialization_examples=background.reshape(1, -1), **names), (
+        note,
+    )
 
 
 def saved(explainer: Any) -> bytes:
