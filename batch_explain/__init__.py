@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from batch_explain.engine.export import export_bundle
     from batch_explain.engine.inspect import inspect_artifact
     from batch_explain.engine.status import status as run_status
+    from batch_explain.engine.steps import finalize_run, plan_dataset
     from batch_explain.engine.summarize import summarize as summarize_run
     from batch_explain.engine.verify import verify as verify_run
     from batch_explain.explainers.load import load_explainer
@@ -25,6 +26,7 @@ __all__ = [
     "compare_runs",
     "explain_dataset",
     "export_bundle",
+    "finalize_run",
     "fit",
     "inspect_artifact",
     "load_explainer",
@@ -32,6 +34,7 @@ __all__ = [
     "open_explanation",
     "open_fit",
     "open_run",
+    "plan_dataset",
     "register",
     "run_status",
     "summarize_run",
@@ -43,6 +46,7 @@ _PLACES = {
     "compare_runs": ("batch_explain.drift", "compare_runs"),
     "export_bundle": ("batch_explain.engine.export", "export_bundle"),
     "explain_dataset": ("batch_explain.integrations.tracked", "explain_dataset"),
+    "finalize_run": ("batch_explain.engine.steps", "finalize_run"),
     "fit": ("batch_explain.fitting.fit", "fit"),
     "inspect_artifact": ("batch_explain.engine.inspect", "inspect_artifact"),
     "load_explainer": ("batch_explain.explainers.load", "load_explainer"),
@@ -50,6 +54,7 @@ _PLACES = {
     "open_explanation": ("batch_explain.results", "open_explanation"),
     "open_fit": ("batch_explain.fitting.fit", "open_fit"),
     "open_run": ("batch_explain.results", "open_run"),
+    "plan_dataset": ("batch_explain.engine.steps", "plan_dataset"),
     "register": ("batch_explain.integrations.registry", "register"),
     "run_status": ("batch_explain.engine.status", "status"),
     "summarize_run": ("batch_explain.engine.summarize", "summarize"),

@@ -291,7 +291,7 @@ class ClusterExecutor(Executor):
     def _last_worked_on(self) -> str:
         """The partitions that were being worked on when the workers went: one of them may have killed them."""
         attempts = read_attempts(Location(self._plan.options.output))
-        partitions = [self._plan.partitions[attempt.index] for attempt in attempts if attempt.failed is None]
+        partitions = [self._plan.partition(attempt.index) for attempt in attempts if attempt.failed is None]
         if not partitions:
             return ""
         named = [f"rows {p.start} to {p.stop} of {p.file.path} (partition {p.index})" for p in partitions[:_NAMED]]
@@ -334,8 +334,8 @@ def dask_setup(_worker: Any) -> None:
 
 def run_on_worker(options: RunOptions, digest: str, index: int) -> Receipt:
     """Run one task in a worker process, which loads plan and artifacts at its first task."""
-    context = _worker_context(options, digest)
-    return run_partition(context, context.plan.partitions[index])
+    context = worker_context(options, digest)
+    return run_partition(context, context.plan.partition(index))
 
 
 def load_on_worker(options: RunOptions, artifact_key: tuple[tuple[str, str], ...], learned: dict[str, Any]) -> None:
@@ -349,7 +349,8 @@ def load_on_worker(options: RunOptions, artifact_key: tuple[tuple[str, str], ...
 _LOADING = threading.Lock()
 
 
-def _worker_context(options: RunOptions, digest: str) -> Context:
+def worker_context(options: RunOptions, digest: str) -> Context:
+    """The plan of that digest in the run's folder and its artifacts, loaded once a process."""
     with _LOADING:
         return _load_context(options, digest)
 

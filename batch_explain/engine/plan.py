@@ -112,6 +112,8 @@ class Plan:
         What was decided on the user's behalf.
     versions : dict
         Of Python and the packages that values and bytes depend on.
+    numbers : tuple of int
+        The partitions' own numbers, where a platform brought them one by one; empty: 0, 1, 2 …
     """
 
     options: RunOptions
@@ -135,6 +137,15 @@ class Plan:
     artifacts: dict[str, str]
     decisions: tuple[str, ...]
     versions: dict[str, str]
+    numbers: tuple[int, ...] = ()
+
+    def partition(self, number: int) -> Partition:
+        """The partition of that number."""
+        return self._by_number[number]
+
+    @functools.cached_property
+    def _by_number(self) -> dict[int, Partition]:
+        return {partition.index: partition for partition in self.partitions}
 
     @property
     def rows(self) -> int:
@@ -208,6 +219,7 @@ class Plan:
                 for file in self.files
             ],
             "partitions": [[place[part.file.path], part.start, part.stop] for part in self.partitions],
+            "numbers": list(self.numbers),
         }
 
     @classmethod
@@ -230,7 +242,7 @@ class Plan:
                 f"The plan in {Location(options.output)} has format version {content['version']}; this program reads "
                 f"{VERSION}. Finish the run with the program that began it, or start anew with --overwrite."
             )
-        root = dataset_root(options.input)
+        root, numbers = dataset_root(options.input), tuple(content.get("numbers", ()))
         files = tuple(
             InputFile(
                 **{**file, "row_groups": tuple(file["row_groups"])},
@@ -244,7 +256,9 @@ class Plan:
             files=files,
             partitions=tuple(
                 Partition(index, files[file], start, stop)
-                for index, (file, start, stop) in enumerate(content["partitions"])
+                for index, (file, start, stop) in zip(
+                    numbers or range(len(content["partitions"])), content["partitions"], strict=True
+                )
             ),
             tables={
                 level: tuple(
@@ -270,6 +284,7 @@ class Plan:
             artifacts=content["artifacts"],
             decisions=tuple(content["decisions"]),
             versions=content["versions"],
+            numbers=numbers,
         )
 
     @property

@@ -181,7 +181,7 @@ class Limits:
         """
         options, output = self._plan.options, Location(self._plan.options.output)
         if receipt.statistics["unreadable"] is not None:
-            self._files.add(self._plan.partitions[receipt.index].file.path)
+            self._files.add(self._plan.partition(receipt.index).file.path)
             if len(self._files) > options.max_bad_files:
                 raise BadDataError(
                     f"{len(self._files)} files cannot be read, more than --max-bad-files ({options.max_bad_files}) "

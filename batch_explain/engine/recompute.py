@@ -132,7 +132,7 @@ def explain_again(
     with threadpool_limits(1):
         for receipt, numbers in chosen:
             assert context is not None
-            partition = context.plan.partitions[receipt.index]
+            partition = context.plan.partition(receipt.index)
             try:
                 rows = explained_rows(output, partition, receipt)
                 lines = receipt.statistics["lines_of_reasons"]

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +37,7 @@ from batch_explain.results import Run, is_finished, open_run
 from batch_explain.storage.attempts import forget_attempts
 from batch_explain.storage.dataset import InputFile, discover
 from batch_explain.storage.filesystems import Location
-from batch_explain.storage.output import claim_output
+from batch_explain.storage.output import Claim, claim_output
 
 _LOOKED_AT = 1_000  # rows of a file, in search of one that can be explained
 
@@ -51,20 +51,10 @@ def run(options: RunOptions, observers: Sequence[Observer] = ()) -> Run:
             observer(event)
 
     output = Location(options.output)
-    with _reading_errors():
-        files = discover(options.input, options.max_bad_files)
-        claim = claim_output(options)
-        artifacts = Artifacts.load(options)
-        loaded = time.perf_counter()
-        model = artifacts.teacher.kind if artifacts.teacher is not None else "no model"
-        emit(ArtifactsLoaded(loaded - started, artifacts.explainer.description, model))
-        plan, artifacts = plan_run(options, files, artifacts)
-        check_baseline(plan, artifacts)
-        if claim.resumes:
-            plan = resumed(plan)
+    with reading_errors():
+        prepared = prepare(options, emit)
+        claim, plan, artifacts = prepared.claim, prepared.plan, prepared.artifacts
         planned = time.perf_counter()
-        expected = _estimate(plan, artifacts)
-        emit(RunPlanned(len(files), plan.rows, len(plan.partitions), str(output), **dataclasses.asdict(expected)))
         if claim.resumes and is_finished(output):
             found = open_run(options.output)
             check_compared(found, options)
@@ -77,7 +67,7 @@ def run(options: RunOptions, observers: Sequence[Observer] = ()) -> Run:
             executor.load()
             # only now, with the workers ready, is anything written or an earlier run removed
             lock = stack.enter_context(claim.take())
-            with _storage_errors(output):
+            with storage_errors(output):
                 done = finished(plan) if claim.resumes else []
                 forget_attempts(output)
                 write_plan(plan)
@@ -94,13 +84,8 @@ def run(options: RunOptions, observers: Sequence[Observer] = ()) -> Run:
                 limits.add(receipt)
                 lock.check()
             explained = time.perf_counter()
-        timings = {
-            "load": loaded - started,
-            "plan": planned - loaded,
-            "start_workers": ready - planned,
-            "explain": explained - ready,
-        }
-        with _storage_errors(output):
+        timings = {**prepared.timings, "start_workers": ready - planned, "explain": explained - ready}
+        with storage_errors(output):
             finalize(plan, artifacts, timings)
             emit(RunFinished(plan.rows, time.perf_counter() - started, str(output)))
             found = open_run(options.output)
@@ -108,8 +93,40 @@ def run(options: RunOptions, observers: Sequence[Observer] = ()) -> Run:
     return found
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A planned run of which nothing is written yet, and what loading and planning took, in seconds."""
+
+    claim: Claim
+    plan: Plan
+    artifacts: Artifacts
+    expected: Estimate
+    timings: dict[str, float]
+
+
+def prepare(options: RunOptions, emit: Observer) -> Prepared:
+    """Plan a run, or one to be resumed, and estimate what it takes."""
+    started = time.perf_counter()
+    files = discover(options.input, options.max_bad_files)
+    claim = claim_output(options)
+    artifacts = Artifacts.load(options)
+    loaded = time.perf_counter()
+    model = artifacts.teacher.kind if artifacts.teacher is not None else "no model"
+    emit(ArtifactsLoaded(loaded - started, artifacts.explainer.description, model))
+    plan, artifacts = plan_run(options, files, artifacts)
+    check_baseline(plan, artifacts)
+    if claim.resumes:
+        plan = resumed(plan)
+    planned = time.perf_counter()
+    expected = _estimate(plan, artifacts)
+    where = str(Location(options.output))
+    emit(RunPlanned(len(files), plan.rows, len(plan.partitions), where, **dataclasses.asdict(expected)))
+    return Prepared(claim, plan, artifacts, expected, {"load": loaded - started, "plan": planned - loaded})
+
+
 @contextlib.contextmanager
-def _reading_errors() -> Iterator[None]:
+def reading_errors() -> Iterator[None]:
+    """Tell of a file that could not be read before anything was written."""
     try:
         yield
     except OSError as error:
@@ -120,7 +137,8 @@ def _reading_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _storage_errors(output: Location) -> Iterator[None]:
+def storage_errors(output: Location) -> Iterator[None]:
+    """Tell of the run's own files that could not be written or read."""
     try:
         yield
     except OSError as error:

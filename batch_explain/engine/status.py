@@ -123,7 +123,7 @@ def _status(output: Location) -> Status:
         interrupted=tuple(attempt for attempt in begun if attempt not in running),
         failed=tuple(attempt for attempt in open_ones if attempt.failed is not None),
         missing=None if partitions is None else max(0, partitions - len(done) - len(open_ones)),
-        rows=None if plan is None else sum(plan.partitions),
+        rows=None if plan is None else sum(plan.partitions.values()),
         rows_done=rows_done,
         rows_quarantined=rows_quarantined,
     )
@@ -131,16 +131,18 @@ def _status(output: Location) -> Status:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What the plan says of the work: the run's id, and the rows of each partition."""
+    """What the plan says of the work: the run's id, and partition -> rows."""
 
     run_id: str
-    partitions: tuple[int, ...]
+    partitions: dict[int, int]
 
 
 def _plan(output: Location) -> _Plan | None:
     with suppress(OSError, ValueError, LookupError, TypeError):
         content = read_plan_json(output)
-        return _Plan(str(content["run_id"]), tuple(stop - start for _, start, stop in content["partitions"]))
+        rows = [stop - start for _, start, stop in content["partitions"]]
+        numbers = content.get("numbers") or range(len(rows))
+        return _Plan(str(content["run_id"]), dict(zip(numbers, rows, strict=True)))
     return None
 
 
@@ -155,7 +157,7 @@ def _done(output: Location, plan: _Plan | None) -> tuple[set[int], int | None, i
     found = _receipts(output)
     if plan is None:
         return set(found), None, None
-    found = [index for index in found if index < len(plan.partitions)]
+    found = [index for index in found if index in plan.partitions]
     if len(found) > _READ_RECEIPTS:
         return set(found), sum(plan.partitions[index] for index in found), None
     with ThreadPoolExecutor(_THREADS) as pool:

@@ -349,7 +349,7 @@ class _Checker:
                 self.report(path, "is missing")
         tables = [spec.folder for specs in plan.tables.values() for spec in specs]
         for index, receipt in self.receipts.items():
-            if wrong := _contradiction(receipt, plan, plan.partitions[index], tables):
+            if wrong := _contradiction(receipt, plan, plan.partition(index), tables):
                 self.report(receipt_path(index), wrong)
         named = [record for r in self.receipts.values() for record in (*r.files, r.partial)]
         if self.info is None:
@@ -510,7 +510,7 @@ class _Checker:
         folders = [spec.folder for specs in self.plan.tables.values() for spec in specs] + [QUARANTINE]
         return {
             name
-            for index in range(len(self.plan.partitions))
+            for index in (partition.index for partition in self.plan.partitions)
             for name in (
                 receipt_path(index),
                 partial_path(index),

@@ -790,3 +790,6 @@ def _top(run: "Run", level: str, count: int) -> str:
 
 def _shortened(name: str, most: int = 60) -> str:
     return name if len(name) <= most else f"{name[:most]}…"
+
+
+from batch_explain.cli import steps as steps  # noqa: E402 - its verbs take run's options
