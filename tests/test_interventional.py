@@ -16,6 +16,7 @@ import batch_explain as bx
 from batch_explain.errors import ArtifactError, OptionError
 from batch_explain.trees.ensemble import Ensemble
 from batch_explain.trees.lightgbm_text import read_model_text
+from batch_explain.treeshap.forms import BACKGROUND, DIRECT
 from batch_explain.treeshap.kernel import TreeShap, load_kernel
 from batch_explain.treeshap.reference import goes_left
 from tests.conftest import Engineered, Small
@@ -88,9 +89,11 @@ def test_it_is_the_definition(options: dict[str, Any], gaps: bool) -> None:
     text = train(X, target, rounds=4, categorical=[4], **options)
     background = X[:20]
     rows = X[50:58]
-    values, _ = explained(text, rows, background)
-    for at, row in enumerate(rows):
-        np.testing.assert_allclose(values[:, :, at], brute_force(text, row, background), rtol=0, atol=1e-9)
+    expected = np.stack([brute_force(text, row, background) for row in rows], axis=-1)
+    for table_bytes, form in ((400_000_000, DIRECT), (0, BACKGROUND)):
+        values, kernel = explained(text, rows, background, table_bytes=table_bytes)
+        assert set(kernel.program.arrays["terms"].tolist()) == {form}
+        np.testing.assert_allclose(values, expected, rtol=0, atol=1e-9)
 
 
 def in_fractions(ensemble: Ensemble, row: np.ndarray, background: np.ndarray) -> np.ndarray:
@@ -130,6 +133,49 @@ def _add(values: list[Fraction], value: float, path: dict[int, tuple[bool, bool]
         values[feature] -= Fraction(value) * Fraction(factorial(a) * factorial(b - 1), factorial(a + b) * rows)
 
 
+def test_leaves_too_wide_for_a_table_are_exact() -> None:
+    """Deep trees of three classes with missing values and categories, more than 64 different answers to a leaf."""
+    X, y = data(60, gaps=True)
+    X[:, -2] = np.random.default_rng(1).integers(0, 30, ROWS)
+    target = np.digitize(y + X[:, -2] % 5, [1, 4])
+    text = train(
+        X, target, rounds=2, categorical=[58, 59], num_leaves=90, objective="multiclass", num_class=3,
+        min_data_in_leaf=1, extra_trees=True, feature_fraction_bynode=0.05,
+    )  # fmt: skip
+    background, rows = X[:90], X[100:104]
+    ensemble = read_model_text(text)
+    assert (ensemble.category_set >= 0).any() and np.isnan(rows).any()
+    expected = np.stack([in_fractions(ensemble, row, background) for row in rows], axis=-1)
+    scale = max(1.0, np.abs(expected).max())
+    for table_bytes in (400_000_000, 400_000, 0):
+        values, kernel = explained(text, rows, background, table_bytes=table_bytes)
+        arrays = kernel.program.arrays
+        assert (arrays["terms"] == BACKGROUND).any(), "or this shows nothing"
+        assert np.diff(arrays["first_answer"]).max() > 64
+        assert kernel.table_bytes <= table_bytes or not table_bytes
+        np.testing.assert_allclose(values, expected, rtol=0, atol=1e-10 * scale)
+    assert (arrays["terms"] == BACKGROUND).all()
+
+
+def test_a_feature_with_too_many_variables_for_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 splits of one feature on a path, told apart by as many variables as with 10,000 thresholds."""
+    monkeypatch.setattr("batch_explain.treeshap.splits.MAX_THRESHOLDS", 1)
+    rng = np.random.default_rng(0)
+    chain = random_tree(rng, 61, 3)
+    chain["split_feature"] = np.arange(60) % 3 // 2  # two of three of the first
+    chain["decision_type"] = np.full(60, 2)
+    chain["threshold"] = np.linspace(-2.0, 2.0, 60)
+    chain["left_child"] = -np.arange(1, 61)
+    chain["right_child"] = np.array([*range(1, 60), -61])
+    text = written([chain], 3)
+    background, rows = rng.normal(size=(12, 3)), rng.normal(size=(6, 3))
+    values, kernel = explained(text, rows, background)
+    arrays = kernel.program.arrays
+    assert (np.diff(arrays["first_part"])[arrays["terms"] == BACKGROUND] > 1).any(), "a group of several parts"
+    for at, row in enumerate(rows):
+        np.testing.assert_allclose(values[:, :, at], brute_force(text, row, background), rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize(("leaves", "features", "trees"), [(40, 30, 2), (61, 60, 1), (25, 8, 3), (2, 3, 2)])
 def test_long_and_wide_paths_are_exact(leaves: int, features: int, trees: int) -> None:
     """Paths too long for one table: a chain of 60 features, and random trees."""
@@ -156,27 +202,29 @@ def test_long_and_wide_paths_are_exact(leaves: int, features: int, trees: int) -
 def test_it_is_shap_and_the_same_bits_everywhere() -> None:
     """shap's own interventional explainer, which computes in float32; every instruction set; sparse rows."""
     shap = pytest.importorskip("shap")
-    X, y = data(12, gaps=False)
-    text = train(X, y, rounds=20, num_leaves=15)
-    background, rows = X[:60], X[60:160]
-    values, kernel = explained(text, rows, background)
+    X, y = data(40, gaps=False)
+    text = train(X, y, rounds=10, num_leaves=60, extra_trees=True, feature_fraction_bynode=0.1)
+    rng = np.random.default_rng(2)
+    background, rows = rng.normal(size=(500, 40)), X[60:160]
+    masker = shap.maskers.Independent(background, max_samples=500)
     theirs = shap.TreeExplainer(
-        lightgbm.Booster(model_str=text), data=background, feature_perturbation="interventional"
+        lightgbm.Booster(model_str=text), data=masker, feature_perturbation="interventional"
     ).shap_values(rows, check_additivity=False)
-    np.testing.assert_allclose(values[0], np.asarray(theirs).T, rtol=0, atol=1e-5 * np.abs(theirs).max())
-    for isa in load_kernel().instruction_sets():
-        again, _ = explained(text, rows, background, isa=isa)
-        assert again.tobytes() == values.tobytes()
-    shuffled, _ = explained(text, rows, background[::-1].copy())
-    assert shuffled.tobytes() == values.tobytes(), "the order of the background rows changes nothing"
-    sparse = sp.csr_matrix(np.where(rows > 0.3, rows, 0.0))
-    dense, _ = explained(text, sparse.toarray(), background)
-    np.testing.assert_array_equal(TreeShap(kernel_ensemble(text), background=background).explain(sparse).engineered,
-                                  dense[:, kernel.used])  # fmt: skip
-
-
-def kernel_ensemble(text: str) -> Ensemble:
-    return read_model_text(text)
+    for table_bytes, form in ((400_000_000, DIRECT), (0, BACKGROUND)):
+        options = {"table_bytes": table_bytes}
+        values, kernel = explained(text, rows, background, **options)
+        arrays = kernel.program.arrays
+        assert (arrays["terms"] == form).any() and np.diff(arrays["first_answer"]).max() > 256
+        np.testing.assert_allclose(values[0], np.asarray(theirs).T, rtol=0, atol=1e-5 * np.abs(theirs).max())
+        for isa in load_kernel().instruction_sets():
+            again, _ = explained(text, rows, background, isa=isa, **options)
+            assert again.tobytes() == values.tobytes()
+        shuffled, _ = explained(text, rows, background[::-1].copy(), **options)
+        assert shuffled.tobytes() == values.tobytes(), "the order of the background rows changes nothing"
+        sparse = sp.csr_matrix(np.where(rows > 0.3, rows, 0.0))
+        dense, _ = explained(text, sparse.toarray(), background, **options)
+        found = TreeShap(read_model_text(text), background=background, **options).explain(sparse).engineered
+        np.testing.assert_array_equal(found, dense[:, kernel.used])
 
 
 def test_a_run_against_background_rows(small: Small, tmp_path: Path) -> None:
@@ -228,7 +276,19 @@ def test_what_cannot_be_a_background(engineered: Engineered, small: Small, tmp_p
                 background=tmp_path / f"{name}.parquet", scheduler="sync",
             )  # fmt: skip
         assert not (tmp_path / "out").exists()
-    with pytest.raises(ArtifactError, match="more than the 0 MB that they may"):
+    infinite = rows[:20].astype(np.float64)
+    infinite.iloc[3, 2] = np.inf
+    for frame, message in (
+        (pd.concat([rows] * 2)[:501], "The background has 501 rows; it takes 1 to 500"),
+        (rows[:0], "has 0 rows"),
+        (infinite, "1 of the 20 background rows hold infinite values"),
+        (sp.csr_matrix(infinite.to_numpy()), "1 of the 20 background rows hold infinite values"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            bx.load_explainer(engineered.explainer, background=frame)
+    with pytest.raises(OptionError, match="takes 1 to 500"):
+        TreeShap(read_model_text(engineered.explainer.read_text()), background=np.zeros((501, rows.shape[1])))
+    with pytest.raises(ArtifactError, match=r"more than the 0\.0 MB that its tables may take"):
         bx.load_explainer(engineered.explainer, background=rows[:30], table_bytes=1_000).explain(rows[:5])
     found = bx.load_explainer(engineered.explainer, background=rows[:30])
     values = found.explain(rows[:5]).values

@@ -2,19 +2,16 @@
 
 import hashlib
 
-import numpy as np
 import pyarrow as pa
 
 from batch_explain.engine.artifacts import Artifacts
 from batch_explain.engine.schema import check_columns
 from batch_explain.errors import BadDataError, InputError, OptionError
-from batch_explain.explainers.base import dense
 from batch_explain.options import RunOptions
 from batch_explain.storage.atomic import sha256_of
 from batch_explain.storage.dataset import discover, read_batches
 from batch_explain.storage.filesystems import Location
-
-MOST_ROWS = 500
+from batch_explain.treeshap.background import MOST_ROWS, check_count
 
 
 def take_background(options: RunOptions, artifacts: Artifacts) -> None:
@@ -23,7 +20,7 @@ def take_background(options: RunOptions, artifacts: Artifacts) -> None:
     Raises
     ------
     OptionError
-        If there are none, or more than :data:`MOST_ROWS`, or they cannot be used.
+        If there are none, or too many, or they cannot be used.
     ArtifactError
         If the explainer has no trees.
     """
@@ -31,11 +28,7 @@ def take_background(options: RunOptions, artifacts: Artifacts) -> None:
     files = discover(options.background)
     place = files[0].url if len(files) == 1 else options.background
     count = sum(file.rows for file in files)
-    if not 1 <= count <= MOST_ROWS:
-        raise OptionError(
-            f"--background {Location(place)} has {count:,} rows; it takes 1 to {MOST_ROWS}. Write a sample of rows "
-            "that stands for what importances are to be compared with, a hundred or so, and pass that."
-        )
+    check_count(count, f"--background {Location(place)}")  # before they are read
     in_file = dict(options.columns_map)
     names = [in_file.get(column.name, column.name) for column in artifacts.columns]
     try:
@@ -50,8 +43,6 @@ def take_background(options: RunOptions, artifacts: Artifacts) -> None:
         matrix = artifacts.engineered(renamed)[0]
     except (InputError, BadDataError) as error:
         raise OptionError(f"The rows of --background cannot be used: {error}") from error
-    if np.isinf(dense(matrix)).any():
-        raise OptionError("The rows of --background hold infinite values once they are featurized. Leave them out.")
     artifacts.explainer.set_background(matrix)
 
 

@@ -196,12 +196,14 @@ class Explainer(ABC):
         Parameters
         ----------
         engineered : ndarray or csr_matrix, shape (row, engineered feature)
-            A few hundred rows at most.
+            1 to 500 rows of finite or missing values.
 
         Raises
         ------
         ArtifactError
             If the explainer has no trees.
+        OptionError
+            If there are no such rows, or too many, or some hold infinite values.
         """
         raise ArtifactError(
             f"The explainer ({self.description}) has no trees, so there are no interventional values of it. Leave "

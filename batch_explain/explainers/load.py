@@ -47,7 +47,7 @@ def load_explainer(
     make_array : callable, optional
         Where the tables are held: see :class:`batch_explain.treeshap.kernel.TreeShap`.
     background : ndarray, csr_matrix or DataFrame, shape (row, engineered feature), optional
-        A few hundred rows at most: values are interventional SHAP values against them.
+        1 to 500 rows of finite or missing values: importances are interventional SHAP values against them.
 
     Returns
     -------
@@ -58,6 +58,8 @@ def load_explainer(
     ------
     ArtifactError
         If there is no explainer in it, or the pickle asks for anything else than an explainer needs.
+    OptionError
+        If the background has no rows, or too many, or some with infinite values.
 
     Examples
     --------

@@ -12,7 +12,7 @@ from batch_explain.errors import ArtifactError
 from batch_explain.explainers.base import Explainer, Matrix, UsedValues, dense
 from batch_explain.trees.ensemble import Ensemble
 from batch_explain.trees.lightgbm_text import UnknownFormatError, read_model_text
-from batch_explain.treeshap.background import go_left, mean_margins
+from batch_explain.treeshap.background import check_count, check_rows, go_left, mean_margins
 from batch_explain.treeshap.kernel import (
     DEFAULT_TABLE_BYTES,
     KernelMissingError,
@@ -180,13 +180,13 @@ class TreeExplainer(Explainer):
             return self._kernels[limited.n_trees]
 
     def _keep_to_bound(self, kernel: TreeShap) -> None:
-        """Paths of many features have no small form against many background rows."""
+        """Even where no leaf has a table, its answers are kept."""
         if self._background is not None and kernel.table_bytes > self._table_bytes:
             self._kernels.clear()
             raise ArtifactError(
-                f"Against {len(self._background)} background rows the tables of this explainer take "
-                f"{kernel.table_bytes / 1e6:,.0f} MB, more than the {self._table_bytes / 1e6:,.0f} MB that they may: "
-                "its trees are deep. Pass fewer background rows, or more --table-memory (explaining will be slow)."
+                f"Against {len(self._background)} background rows this explainer keeps {kernel.table_bytes / 1e6:,.1f} "
+                f"MB at least, more than the {self._table_bytes / 1e6:,.1f} MB that its tables may take: it has many "
+                "leaves. Pass fewer background rows, or more --table-memory."
             )
 
     def expected_values_of(self, *, sparse: bool) -> np.ndarray:
@@ -218,7 +218,10 @@ class TreeExplainer(Explainer):
             )
         if engineered.shape[1] != self._width:
             raise ValueError(f"the background has {engineered.shape[1]} columns; the trees take {self._width}")
-        self._background = dense(engineered)
+        check_count(engineered.shape[0])  # before a sparse matrix becomes large
+        rows = dense(engineered)
+        check_rows(rows)
+        self._background = rows
         self._kernels.clear()
         self.expected_values = self.expected_values_of(sparse=False)
         self.notes += (

@@ -2,15 +2,18 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
-DIRECT, NO_TABLES = 0, -1  # instead of a number of terms
+DIRECT, NO_TABLES, BACKGROUND = 0, -1, -2  # instead of a number of terms
 LANES = 4  # of the kernel: columns of a table that one look-up reads
 MAX_DIRECT = 4096  # patterns of a direct table
 MAX_PART = 512  # patterns of each of two parts
 MAX_PARTS = 160
 MANY_FEATURES = (4, 2)  # of each of many parts: as fast as can be, or as small
 NO_TABLES_FEATURES, NO_TABLES_PATTERNS = 8, 1 << 24  # of each part of a group without tables; 32 bits hold a pattern
+# Against background rows: of each part, of a group of several leaves (64 bits hold a combination), of a variable.
+PART_BITS, GROUP_BITS, STATES_BITS = 24, 64, 6
 
 # Costs in processor cycles a row, fitted to timings of the kernel.
 TERM, PLANE, GROUP = 0.12, 0.3, 0.3
@@ -21,6 +24,7 @@ HASH, HASH_PART, OCCURRING, NEW = 15.0, 3.0, 3.6, 0.02
 PARTS, PART_QUAD, PART_TERM = 8.0, 2.2, 1.1
 MANY_PART, MANY_POINT = 6.0, 0.8
 FORMULA, FORMULA_FACTOR = 100.0, 16.0  # without tables: a combination, and of each factor at four points
+BACKGROUND_COMBINATION, BACKGROUND_LEAF, BACKGROUND_ANSWER = 300.0, 400.0, 20.0  # a combination, of each
 LINE = ((2_000, 0.3), (16_000, 1.2), (64_000, 2.5), (math.inf, 5.0))  # doubles of a table, cost of each cache line
 
 
@@ -35,9 +39,10 @@ class Form(NamedTuple):
         Size of the tables.
     sizes : tuple of int
         Number of features of each part but the last, taken from those that all leaves share, in their order; the last
-        part has all others, and its table sums over the leaves. Empty: a single part.
+        part has all others, and its table sums over the leaves. Empty: a single part. BACKGROUND: numbers of variables
+        instead, one feature's next to each other; those of the last part are left out.
     terms : int
-        Coefficients or points that are stored, or DIRECT or NO_TABLES.
+        Coefficients or points that are stored, or DIRECT, NO_TABLES or BACKGROUND.
     points : int
         Quadrature points that the tables are computed with.
     """
@@ -68,10 +73,7 @@ def forms_of(
     patterns, features = math.prod(shared) * math.prod(differing), len(shared) + len(differing)
     overhead = GROUP + TERM * terms
     if patterns <= MAX_DIRECT:
-        quads = -(-features // LANES)
-        look_up = next(cost for most, cost in LOOK_UP if patterns <= most)
-        cost = overhead + PLANE * (1 if patterns <= 256 else 2) + quads * look_up
-        forms.append(Form(cost, quads * LANES * patterns, (), DIRECT, max(1, -(-longest // 2))))
+        forms.append(_direct(patterns, features, max(1, -(-longest // 2)), overhead))
     if patterns > 256:
         kept = len(shared)
         while kept and math.prod(shared[:kept]) > MAX_PART:  # those farthest from the root join the others
@@ -90,6 +92,47 @@ def forms_of(
             if len(pieces) < MAX_PARTS and max(map(math.prod, pieces)) <= NO_TABLES_PATTERNS:
                 forms.append(_no_tables(pieces, differing, longest, overhead, len(shared) + leaves * degree))
     return forms
+
+
+def forms_against(states: Sequence[Sequence[int]], leaves: int, answers: int) -> list[Form]:
+    """Every form that a group can take against background rows; a group of one leaf has one at least.
+
+    Parameters
+    ----------
+    states : sequence of sequence of int
+        Of each feature, of each of its variables. Those of one leaf are 2.
+    leaves, answers : int
+        Answers of all leaves together.
+    """
+    forms: list[Form] = []
+    each = [number for variables in states for number in variables]
+    patterns, overhead = math.prod(each), GROUP + TERM * (sum(each) - len(each))
+    if patterns <= MAX_DIRECT:
+        forms.append(_direct(patterns, len(states), 1, overhead))
+    bits = [[(number - 1).bit_length() for number in variables] for variables in states]
+    if max(each) > 1 << STATES_BITS or (leaves > 1 and sum(map(sum, bits)) > GROUP_BITS):
+        return forms
+    sizes, features, room = [0], [0], PART_BITS  # of each part: variables, features
+    for variables in bits:
+        features[-1] += 1
+        for width in variables:
+            if width > room:
+                sizes.append(0)
+                features.append(1)
+                room = PART_BITS
+            sizes[-1] += 1
+            room -= width
+    cost = overhead + PLANE * -(-sum(map(sum, bits)) // 8) + sum(-(-n // LANES) for n in features) * OCCURRING
+    new = BACKGROUND_COMBINATION + BACKGROUND_LEAF * leaves + BACKGROUND_ANSWER * answers
+    cost += _lazily(len(sizes), patterns, new)
+    return [*forms, Form(cost, 0, tuple(sizes[:-1]), BACKGROUND, 1)]
+
+
+def _direct(patterns: int, features: int, points: int, overhead: float) -> Form:
+    quads = -(-features // LANES)
+    look_up = next(cost for most, cost in LOOK_UP if patterns <= most)
+    cost = overhead + PLANE * (1 if patterns <= 256 else 2) + quads * look_up
+    return Form(cost, quads * LANES * patterns, (), DIRECT, points)
 
 
 def _two_parts(shared: tuple[int, ...], differing: tuple[int, ...], degree: int, overhead: float) -> Form:

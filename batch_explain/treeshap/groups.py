@@ -18,6 +18,9 @@ one *state*, number the *patterns*: all combinations of states. A group takes on
 - **many parts**, for the longest paths: the tables hold values at quadrature points, multiplied point by point;
 - **no tables**, where there is no memory for them: the formula itself.
 
+Against background rows (``background.py``) a leaf's value is a mean over rows, which does not factorise. There a group
+is direct, or **against background rows**: each leaf's answers are gone through, without tables.
+
 A group that is not direct is computed once for each combination of patterns that occurs in a block of rows, not once a
 row: deep paths split off few rows at a time, so that most rows agree on most of their splits.
 
@@ -37,14 +40,16 @@ import numpy as np
 
 from batch_explain.errors import ArtifactError
 from batch_explain.trees.ensemble import Ensemble
-from batch_explain.treeshap.background import distinct
-from batch_explain.treeshap.forms import MAX_DIRECT, MAX_PART, Form, forms_of
+from batch_explain.treeshap.background import Answers
+from batch_explain.treeshap.forms import BACKGROUND, MAX_DIRECT, MAX_PART, Form, forms_against, forms_of
 from batch_explain.treeshap.splits import Splits, Variable
 
 MAX_FEATURES = 512  # on one path
 
 # Price of a double of table in cycles a row: what it costs to stream the tables once for every block of rows.
 STREAMING = 3e-4
+HIGHEST = 1.0  # where it is raised to meet a bound
+HIGHEST_AGAINST = 1e4  # against background rows, where what tables save is much and every leaf can do without
 HALVINGS = 5
 
 
@@ -58,12 +63,15 @@ class Leaf:
     cells : dict
         Variable -> the set of cells that it must be in.
     zero_fraction : dict
-        Feature -> product of the cover ratios of its splits.
+        Feature -> product of the cover ratios of its splits. Empty where there are answers.
+    answers : Answers or None
+        Of background rows, each of which has an equal share of ``value``.
     """
 
     value: float
     cells: dict[int, int]
     zero_fraction: dict[int, float]
+    answers: Answers | None = None
 
 
 @dataclass
@@ -97,6 +105,10 @@ class Chosen:
     def parts(self, variables: Sequence[Variable]) -> list[list[int]]:
         """The variables of each part."""
         by_feature = _by_feature(self.group.sets, variables)
+        if self.form.terms == BACKGROUND:  # a feature of many variables is in several
+            every = [v for found in by_feature.values() for v in found]
+            edges = [*itertools.accumulate(self.form.sizes, initial=0), len(every)]
+            return [every[start:stop] for start, stop in itertools.pairwise(edges)]
         shared = [feature for feature in by_feature if feature not in self.group.differing]
         parts, start = [], 0
         for size in self.form.sizes:
@@ -147,7 +159,8 @@ def cut_trees(
     leaf_forms: dict[tuple[tuple[int, ...], int], list[Form]] = {}
     _check_depth(ensemble)
     trees = [_Tree(ensemble, splits, tree, leaf_forms, background) for tree in range(ensemble.n_trees)]
-    price, chosen = _within(trees, max_doubles)
+    max_doubles -= sum(tree.answers_doubles for tree in trees)
+    price, chosen = _within(trees, max_doubles, HIGHEST if background is None else HIGHEST_AGAINST)
     left = max(0, max_doubles - _doubles(chosen))
     for number, tree in enumerate(trees):
         joined = tree.join(chosen[number], price)
@@ -158,13 +171,13 @@ def cut_trees(
     return chosen
 
 
-def _within(trees: "list[_Tree]", max_doubles: int) -> tuple[float, list[list[Chosen]]]:
+def _within(trees: "list[_Tree]", max_doubles: int, highest: float) -> tuple[float, list[list[Chosen]]]:
     """The least price of memory at which the tables keep to the bound, roughly, and the groups at that price."""
     price = STREAMING
     chosen = [tree.cut(price) for tree in trees]
     if _doubles(chosen) <= max_doubles:
         return price, chosen
-    while _doubles(chosen) > max_doubles and price < 1.0:
+    while _doubles(chosen) > max_doubles and price < highest:
         price *= 4.0
         chosen = [tree.cut(price) for tree in trees]
     low = price / 4.0
@@ -222,21 +235,24 @@ class _Tree:
         self._left, self._right = ensemble.left[nodes].tolist(), ensemble.right[nodes].tolist()
         self._states: dict[tuple[int, frozenset[int]], int] = {}
         self._leaf_forms = leaf_forms
-        self._mixed = background is not None
+        self._against = background is not None
         values = ensemble.leaf_value[leaves].tolist()
         if background is None:
-            shares = _covers(self._left, self._right, ensemble.node_count[nodes], ensemble.leaf_count[leaves])
-            paths = self._paths(splits.variable[nodes], splits.left[nodes], shares)
-            of_leaf = [
-                [Leaf(value, cells, ratios)] for value, (cells, ratios) in zip(values, paths, strict=True)
-            ]  # fmt: skip
+            shares: Sequence[tuple[Any, Any]] = _covers(
+                self._left, self._right, ensemble.node_count[nodes], ensemble.leaf_count[leaves]
+            )
         else:
-            goes = background[nodes]
-            paths = self._paths(splits.variable[nodes], splits.left[nodes], [(row, ~row) for row in goes])
-            of_leaf = [
-                _by_background(value, cells, satisfied) for value, (cells, satisfied) in zip(values, paths, strict=True)
+            shares = [(goes, ~goes) for goes in background[nodes]]
+        paths = self._paths(splits.variable[nodes], splits.left[nodes], shares)
+        if background is None or not self._left:
+            found = [Leaf(value, cells, ratios) for value, (cells, ratios) in zip(values, paths, strict=True)]
+        else:
+            found = [
+                Leaf(value / background.shape[1], cells, {}, Answers.of(satisfied))
+                for value, (cells, satisfied) in zip(values, paths, strict=True)
             ]
-        self._of_leaf = [self._of_path(found) for found in of_leaf]
+        self.answers_doubles = sum(leaf.answers.doubles for leaf in found if leaf.answers is not None)
+        self._of_leaf = [self._group([leaf], {v: frozenset((c,)) for v, c in leaf.cells.items()}) for leaf in found]
         self._of_node: list[Group | None] = [None] * len(self._left)
         self._height = [1] * len(self._left)
         for node in range(len(self._left) - 1, -1, -1):
@@ -245,30 +261,11 @@ class _Tree:
             left, right = map(self._child, children)
             if left is not None and right is not None:
                 feature = self._variables[splits.variable[nodes][node]].feature
-                differing = left.differing | right.differing | {feature}
-                if self._mixed:  # what both have on their paths the background may still satisfy in one alone
-                    differing |= self._told_apart(left, right)
-                group = self._union(left, right, differing)
+                group = self._union(left, right, left.differing | right.differing | {feature})
                 self._of_node[node] = group if group.forms else None
 
-    def _of_path(self, leaves: list[Leaf]) -> list[Group]:
-        """A path's leaves in as few groups as can be laid out: apart by whether one more feature is satisfied."""
-        varying = {f: {leaf.zero_fraction[f] for leaf in leaves} for f in leaves[0].zero_fraction}
-        differing = frozenset(feature for feature, found in varying.items() if len(found) > 1)
-        sets = {variable: frozenset((cells,)) for variable, cells in leaves[0].cells.items()}
-        group = self._group(leaves, sets, differing)
-        if group.forms:
-            return [group]
-        by_feature = {f: sum(leaf.zero_fraction[f] for leaf in leaves) for f in differing}
-        feature = min(by_feature, key=lambda f: (abs(by_feature[f] - len(leaves) / 2), f))
-        apart = [[leaf for leaf in leaves if leaf.zero_fraction[feature] == z] for z in (0.0, 1.0)]
-        return [found for part in apart for found in self._of_path(part)]
-
     def _child(self, child: int) -> Group | None:
-        if child >= 0:
-            return self._of_node[child]
-        groups = self._of_leaf[~child]
-        return groups[0] if len(groups) == 1 else None
+        return self._of_node[child] if child >= 0 else self._of_leaf[~child]
 
     def _height_of(self, child: int) -> int:
         return self._height[child] if child >= 0 else 0
@@ -299,7 +296,7 @@ class _Tree:
         """The groups that cover all leaves at the least cost, where a double of table costs ``price`` cycles a row."""
         if not self._left:
             return []
-        leaves = [_all_cheapest(groups, price) for groups in self._of_leaf]
+        leaves = [_cheapest(group, price) for group in self._of_leaf]
         best: list[tuple[float, list[Chosen]]] = [(0.0, [])] * len(self._left)
         for node in range(len(self._left) - 1, -1, -1):
             # the lower child first, so that the leaves along a chain of splits are neighbours
@@ -351,6 +348,8 @@ class _Tree:
     def _group(
         self, leaves: list[Leaf], sets: dict[int, frozenset[int]], differing: frozenset[int] = frozenset()
     ) -> Group:
+        if self._against:
+            return self._group_against(leaves, sets)
         size: dict[int, int] = {}  # feature -> states of its variables together
         terms, patterns = 0, 1
         for variable, found in sets.items():
@@ -376,6 +375,13 @@ class _Tree:
             leaves, sets, differing, forms_of(shared, others, longest, longest - len(shared), terms, len(leaves))
         )
 
+    def _group_against(self, leaves: list[Leaf], sets: dict[int, frozenset[int]]) -> Group:
+        states: dict[int, list[int]] = {}
+        for variable, found in sets.items():
+            states.setdefault(self._variables[variable].feature, []).append(self._n_states(variable, found))
+        answers = sum(len(leaf.answers.rows) for leaf in leaves if leaf.answers is not None)
+        return Group(leaves, sets, frozenset(), forms_against(list(states.values()), len(leaves), answers))
+
     def _n_states(self, variable: int, sets: frozenset[int]) -> int:
         if len(sets) == 1:
             return 2
@@ -395,21 +401,6 @@ def _covers(
         return float((counts[0][child] if child >= 0 else counts[1][~child]) / counts[0][node])
 
     return [(share(a, node), share(b, node)) for node, (a, b) in enumerate(zip(left, right, strict=True))]
-
-
-def _by_background(value: float, cells: dict[int, int], satisfied: dict[int, np.ndarray]) -> list[Leaf]:
-    """A path as one leaf for each different answer of the background rows, with its share of the value."""
-    columns, counts = distinct(np.array(list(satisfied.values())))
-    total = int(counts.sum())
-    return [
-        Leaf(value * (count / total), cells, dict(zip(satisfied, column, strict=True)))
-        for column, count in zip(columns.T.astype(np.float64).tolist(), counts.tolist(), strict=True)
-    ]
-
-
-def _all_cheapest(groups: list[Group], price: float) -> tuple[float, list[Chosen]]:
-    found = [_cheapest(group, price) for group in groups]
-    return sum(cost for cost, _ in found), [chosen for _, each in found for chosen in each]
 
 
 def _cheapest(group: Group, price: float) -> tuple[float, list[Chosen]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from batch_explain.trees.ensemble import Ensemble
-from batch_explain.treeshap.background import go_left, mean_margins
+from batch_explain.treeshap.background import check_count, go_left, mean_margins
 from batch_explain.treeshap.program import make_program
 
 if TYPE_CHECKING:  # importing it takes longer than to explain the first row
@@ -64,7 +64,7 @@ class TreeShap:
         that digest exists already: how processes share the tables. Default: memory of this process, which is also
         taken where it raises OSError.
     background : ndarray of float64, shape (row, feature), optional
-        Rows to compare with: the values are then interventional ones against them, at the same speed; see
+        Rows to compare with, 1 to 500: the values are then interventional ones against them; see
         :mod:`batch_explain.treeshap.background`. None: path-dependent ones.
 
     Raises
@@ -78,7 +78,7 @@ class TreeShap:
         Sorted columns that the trees split on; all others have values of exactly 0.
     expected_values : ndarray, shape (output,), float64
     table_bytes : int
-        Size of the tables.
+        Size of the tables, and of what is kept of background rows.
     not_shared : str or None
         Why ``make_array`` could not be used, where it was asked for.
     """
@@ -96,10 +96,12 @@ class TreeShap:
         self.isa = choose_isa(self._kernel.instruction_sets(), isa)
         self.used = ensemble.used
         self.n_features, self.n_outputs = ensemble.n_features, ensemble.n_outputs
+        if background is not None:
+            check_count(len(background))
         left = None if background is None else go_left(ensemble, background)
         self.expected_values = ensemble.expected_values() if left is None else mean_margins(ensemble, left)
         self.program = make_program(ensemble, max_doubles=table_bytes // 8, background=left)
-        self.table_bytes = self.program.doubles * 8
+        self.table_bytes = self.program.doubles * 8 + self.program.answers_bytes
         self.not_shared: str | None = None
         self._tables = self._made(make_array)
         self._position = self.used.astype(np.int32)

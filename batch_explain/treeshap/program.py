@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from batch_explain.trees.ensemble import Ensemble
-from batch_explain.treeshap.forms import DIRECT, LANES, NO_TABLES, padded
+from batch_explain.treeshap.background import shapley_weights
+from batch_explain.treeshap.forms import BACKGROUND, DIRECT, LANES, NO_TABLES, padded
 from batch_explain.treeshap.groups import Chosen, Leaf, cut_trees, partition_cells, quadrature, rule
 from batch_explain.treeshap.splits import Splits, Variable, splits_of
 
@@ -29,12 +30,15 @@ _TYPES: dict[str, type] = {
     # for building the tables: of a variable of a part, a leaf, a factor of a leaf
     "var_states": np.int32, "leaf_value": np.float64, "first_factor": np.int64, "allowed_start": np.int64,
     "zero_fraction": np.float64, "place": np.int32, "allowed": np.uint64,
+    # against background rows: of a leaf, and a test of one
+    "first_answer": np.int64, "first_word": np.int64, "first_test": np.int64,
+    "test_var": np.int32, "test_factor": np.int32, "test_states": np.uint64,
 }  # fmt: skip
 
 # array of beginnings -> array that it points into; each gets the end as one more entry
 _BEGINNINGS = {
     "first_part": "patterns", "first_plane": "plane_scale", "first_slot": "slot", "first_leaf": "leaf_value",
-    "first_var": "var_states", "first_term": "term_column", "first_factor": "place",
+    "first_var": "var_states", "first_term": "term_column", "first_factor": "place", "first_test": "test_var",
 }  # fmt: skip
 
 
@@ -50,6 +54,8 @@ class Program:
         Size of the tables.
     groups, direct, look_ups : int
         Numbers of groups, of direct ones among them, and of quads of features that are looked up for each row.
+    answers_bytes : int
+        Size of what is kept of background rows.
     cycles : float
         What a row costs by the cost model, in processor cycles.
     """
@@ -60,6 +66,7 @@ class Program:
     direct: int
     look_ups: int
     cycles: float
+    answers_bytes: int
 
 
 def make_program(ensemble: Ensemble, *, max_doubles: int, background: np.ndarray | None = None) -> Program:
@@ -110,6 +117,7 @@ def make_program(ensemble: Ensemble, *, max_doubles: int, background: np.ndarray
         direct=int((arrays["terms"] == DIRECT).sum()),
         look_ups=int(quads.sum()),
         cycles=sum(chosen.form.cost for tree in trees for chosen in tree),
+        answers_bytes=sum(arrays[name].nbytes for name in ("fails", "answer_rows", "answer_failed")),
     )
 
 
@@ -134,7 +142,8 @@ class _Layout:
         self._lists: dict[str, list[Any]] = {name: [] for name in _TYPES}
         self._columns = _Columns(splits.variables)
         self._rules: dict[tuple[str, int, int], int] = {}
-        self.doubles = self.groups = self._bits = 0
+        self._answers: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # fails, rows, failed
+        self.doubles = self.groups = self._bits = self._n_words = self._n_answers = self._longest = 0
 
     def add_group(self, chosen: Chosen) -> None:
         group, form = chosen.group, chosen.form
@@ -144,6 +153,9 @@ class _Layout:
         a["points"].append(form.points)
         self.groups += 1
         self._bits = 0
+        if form.terms == BACKGROUND:
+            self._add_against(chosen)
+            return
         *shared, differing = chosen.parts(self._variables)
         if form.terms == DIRECT:
             kinds = ["integral"]
@@ -157,13 +169,31 @@ class _Layout:
             self._add_part(part, [Leaf(1.0, group.leaves[0].cells, group.leaves[0].zero_fraction)], chosen, kind)
         self._add_part(differing, group.leaves, chosen, kinds[-1])
 
-    def _add_part(self, part: list[int], leaves: list[Leaf], chosen: Chosen, kind: str) -> None:
+    def _add_against(self, chosen: Chosen) -> None:
+        """A group against background rows: its leaves come after all parts, because they are of all parts."""
+        variables: dict[int, tuple[int, list[int]]] = {}  # place among the group's, and states
+        place: dict[int, int] = {}
+        quads = 0
+        for part in chosen.parts(self._variables):
+            states, columns = self._add_part(part, [], chosen, "integral")
+            for v, found in states.items():
+                variables[v] = len(variables), found
+            place |= {feature: quads * LANES + column for feature, column in columns.items()}
+            quads += -(-len(columns) // LANES)
+        for leaf in chosen.group.leaves:
+            self._add_leaf_against(leaf, variables, place)
+
+    def _add_part(
+        self, part: list[int], leaves: list[Leaf], chosen: Chosen, kind: str
+    ) -> tuple[dict[int, list[int]], dict[int, int]]:
+        """One part of a group: its variables' states and its features' columns."""
         a, terms = self._lists, chosen.form.terms
         states = {v: partition_cells(self._variables[v].all_cells, chosen.group.sets[v]) for v in part}
-        patterns = math.prod(len(found) for found in states.values())
+        numbers = {v: _numbers(len(found), terms) for v, found in states.items()}
+        patterns = math.prod(numbers.values())
         features = list(dict.fromkeys(self._variables[v].feature for v in part))
         quads = -(-len(features) // LANES)
-        record = LANES if terms == DIRECT else 0 if terms == NO_TABLES else padded(terms) + quads * terms * LANES
+        record = LANES if terms == DIRECT else padded(terms) + quads * terms * LANES if terms > 0 else 0
         a["first_plane"].append(len(a["plane_scale"]))
         a["patterns"].append(patterns)
         a["record"].append(record)
@@ -176,22 +206,23 @@ class _Layout:
         a["first_var"].append(len(a["var_states"]))
         a["slot"] += features
         self.doubles += patterns * record * (quads if terms == DIRECT else 1)
-        self._add_planes(states)
+        self._add_planes(states, numbers)
         place = {feature: i for i, feature in enumerate(features)}
         for leaf in leaves:
             self._add_leaf(leaf, states, place)
+        return states, place
 
-    def _add_planes(self, states: dict[int, list[int]]) -> None:
+    def _add_planes(self, states: dict[int, list[int]], numbers: dict[int, int]) -> None:
         """The variables in order, as many to a plane as a byte can number."""
         scale = size = 1
         members: list[tuple[int, int]] = []
-        for v, found in states.items():
-            if size * len(found) > MAX_PLANE:
+        for v, number in numbers.items():
+            if size * number > MAX_PLANE:
                 self._add_plane(members, states, scale)
                 scale, size, members = scale * size, 1, []
             members.append((v, size))
-            self._lists["var_states"].append(len(found))
-            size *= len(found)
+            self._lists["var_states"].append(number)
+            size *= number
         self._add_plane(members, states, scale)
 
     def _add_plane(self, members: list[tuple[int, int]], states: dict[int, list[int]], scale: int) -> None:
@@ -222,15 +253,10 @@ class _Layout:
 
     def _add_leaf(self, leaf: Leaf, states: dict[int, list[int]], place: dict[int, int]) -> None:
         a = self._lists
-        a["leaf_value"].append(leaf.value)
-        a["first_factor"].append(len(a["place"]))
-        a["allowed_start"].append(len(a["allowed"]))
-        bit: dict[int, int] = {}
-        for feature, column in place.items():
-            if feature in leaf.zero_fraction:
-                bit[feature] = len(bit)
-                a["zero_fraction"].append(leaf.zero_fraction[feature])
-                a["place"].append(column)
+        known = leaf.zero_fraction if leaf.answers is None else dict.fromkeys(leaf.answers.features, 0.0)
+        factors = [feature for feature in place if feature in known]
+        self._begin_leaf(leaf, factors, place)
+        bit = {feature: i for i, feature in enumerate(factors)}
         for v, found in states.items():
             cells = leaf.cells.get(v)
             if cells is None:
@@ -239,8 +265,43 @@ class _Layout:
                 without = _EVERYTHING & ~(1 << bit[self._variables[v].feature])
                 a["allowed"] += [_EVERYTHING if state & cells else without for state in found]
 
+    def _add_leaf_against(self, leaf: Leaf, variables: dict[int, tuple[int, list[int]]], place: dict[int, int]) -> None:
+        a, answers = self._lists, leaf.answers
+        assert answers is not None
+        # what most answers fail comes first: where the row fails it as well, most leaves are done with
+        failing = dict(zip(answers.features, answers.failing().tolist(), strict=True))
+        factors = sorted(answers.features, key=lambda feature: -failing[feature])
+        self._begin_leaf(leaf, factors, place)
+        rank = {feature: i for i, feature in enumerate(factors)}
+        for v in sorted(leaf.cells, key=lambda v: rank[self._variables[v].feature]):
+            at, states = variables[v]
+            a["test_var"].append(at)
+            a["test_factor"].append(rank[self._variables[v].feature])
+            a["test_states"].append(sum(1 << i for i, cells in enumerate(states) if cells & leaf.cells[v]))
+
+    def _begin_leaf(self, leaf: Leaf, factors: list[int], place: dict[int, int]) -> None:
+        a, answers = self._lists, leaf.answers
+        a["leaf_value"].append(leaf.value)
+        a["first_factor"].append(len(a["place"]))
+        a["allowed_start"].append(len(a["allowed"]))
+        a["first_answer"].append(self._n_answers)
+        a["first_word"].append(self._n_words)
+        a["first_test"].append(len(a["test_var"]))
+        a["place"] += [place[feature] for feature in factors]
+        if answers is None:
+            a["zero_fraction"] += [leaf.zero_fraction[feature] for feature in factors]
+            return
+        a["zero_fraction"] += [0.0] * len(factors)
+        position = {feature: i for i, feature in enumerate(answers.features)}
+        fails = answers.fails[[position[feature] for feature in factors]].ravel()
+        self._answers.append((fails, answers.rows, answers.failed))
+        self._n_answers += len(answers.rows)
+        self._n_words += len(fails)
+        self._longest = max(self._longest, len(factors))
+
     def arrays(self) -> dict[str, Any]:
         a = self._lists
+        a["first_answer"].append(self._n_answers)
         a["table"].append(self.doubles)
         for name, target in _BEGINNINGS.items():
             a[name].append(len(a[target]))
@@ -251,8 +312,18 @@ class _Layout:
         rules = [rule(*key).ravel() for key in self._rules]
         arrays["rule_start"] = np.cumsum([0, *map(len, rules)])
         arrays["rules"] = np.concatenate([np.empty(0), *rules])
+        kept = tuple(zip(*self._answers, strict=True)) or ((), (), ())
+        for name, kind, found in zip(("fails", "answer_rows", "answer_failed"), ("u8", "u2", "u2"), kept, strict=True):
+            arrays[name] = np.concatenate([np.empty(0, kind), *found])
+        arrays["shapley"] = shapley_weights(self._longest).ravel()
+        arrays["longest"] = self._longest
         arrays["widest"] = int(np.diff(arrays["first_part"]).max(initial=1))
         return arrays | self._columns.arrays()
+
+
+def _numbers(states: int, terms: int) -> int:
+    """Numbers that a variable of so many states takes: whole bits against background rows."""
+    return 1 << (states - 1).bit_length() if terms == BACKGROUND else states
 
 
 def _changes(states: list[int], all_cells: int) -> list[tuple[int, int]]:

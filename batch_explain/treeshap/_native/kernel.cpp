@@ -1,4 +1,4 @@
-// Exact path-dependent TreeSHAP by pattern tables. Knows only arrays; ../groups.py says what is computed and why,
+// Exact TreeSHAP by pattern tables. Knows only arrays; ../groups.py says what is computed and why,
 // ../program.py fills the arrays.
 //
 // Per block of rows: (1) each column turns a feature's values into byte codes; (2) for each group of leaves, the codes
@@ -28,9 +28,9 @@
 #include <string>
 #include <vector>
 
-namespace nb = nanobind;
+#include "background.h"
 
-#define INLINE inline __attribute__((always_inline))
+namespace nb = nanobind;
 
 namespace {
 
@@ -89,6 +89,11 @@ struct Leaves {  // of the parts of the groups: what their tables are made of, o
   const int32_t *place;        // of a factor: which of the part's table columns
   const int64_t *allowed_start;  // of a leaf: for each variable and state, the bits of the factors that it satisfies
   const uint64_t *allowed;
+  Answers answers;             // instead of zero fractions, of background rows
+  const int64_t *first_test;   // of a leaf of a group against background rows, whose place is among all its columns:
+  const int32_t *test_var;     // the group's variables that it tests,
+  const int32_t *test_factor;  // for which of its factors,
+  const uint64_t *test_states; // and which states satisfy it, a bit each
 };
 
 struct Quadrature {  // Gauss-Legendre on [0, 1]
@@ -105,7 +110,8 @@ struct Groups {
   const int64_t *run_start;     // groups of a run: first the direct ones,
   const int64_t *run_factored;  // then those in parts
   const int32_t *first_part;
-  const int32_t *terms;         // quadrature points or moments; 0: a direct group, its single part integrated; -1: no tables
+  const int32_t *terms;         // quadrature points or moments; 0: a direct group, its single part integrated; -1: no
+                                // tables; -2: against background rows, without tables
   const int32_t *first_plane;   // of a part
   const int64_t *patterns;      // of a part
   const int32_t *record;        // of a part: doubles of one pattern (direct: of one pattern and quad)
@@ -173,6 +179,7 @@ struct Scratch {
   std::vector<uint16_t> heads;     // a row of each hash,
   std::vector<uint16_t> number;    // and, of rows that represent a combination, its number
   std::vector<Factor> factors;     // of a combination, of a group without tables
+  std::vector<uint8_t> states;     // of a combination, of a group against background rows: of each variable
   Buffer occurring;         // (quad of a group, combination, LANES)
 
   int64_t rows() const { return chunks * CHUNK; }
@@ -548,7 +555,43 @@ INLINE void compute(const Groups &g, int group, int64_t found, Scratch &s) {
   }
 }
 
-// Look up what tabulate or compute has made.
+// A group against background rows: as compute. States are numbered by bits, and all leaves are in the last part.
+INLINE void compare(const Groups &g, int group, int64_t found, Scratch &s) {
+  const Leaves &l = g.leaves;
+  const int first = g.first_part[group], end = g.first_part[group + 1];
+  const int64_t leaf0 = l.first_leaf[end - 1], leaf1 = l.first_leaf[end], var0 = l.first_var[first];
+  int quads = 0;
+  for (int part = first; part < end; ++part) quads += quads_of(g, part);
+  for (int quad = 0; quad < quads; ++quad) std::fill_n(s.occurring.data() + quad * s.stride(), found * LANES, 0.0);
+  s.states.resize(l.first_var[end] - var0);
+  uint8_t *const states = s.states.data();
+  for (int64_t id = 0; id < found; ++id) {
+    for (int part = first; part < end; ++part) {
+      uint32_t pattern = s.patterns[(part - first) * s.rows() + s.row[id]];
+      for (int64_t v = l.first_var[part]; v < l.first_var[part + 1]; ++v) {
+        states[v - var0] = (uint8_t)(pattern & (l.var_states[v] - 1));
+        pattern >>= __builtin_ctz(l.var_states[v]);
+      }
+    }
+    double *const to = s.occurring.data() + id * LANES;
+    for (int64_t leaf = leaf0; leaf < leaf1; ++leaf) {
+      Meeting meeting(l.answers, leaf);
+      int32_t failed = -1;  // a factor's tests stand together
+      bool meets = true;
+      for (int64_t test = l.first_test[leaf]; meets && test < l.first_test[leaf + 1]; ++test)
+        if (!(l.test_states[test] >> states[l.test_var[test]] & 1) && l.test_factor[test] != failed)
+          meets = meeting.fail(failed = l.test_factor[test]);
+      if (!meets) continue;
+      const int32_t *place = l.place + l.first_factor[leaf];
+      meeting.contribute(l.value[leaf], (int)(l.first_factor[leaf + 1] - l.first_factor[leaf]),
+                         [&](int32_t j, double value) __attribute__((always_inline)) {
+                           to[place[j] / LANES * s.stride() + place[j] % LANES] += value;
+                         });
+    }
+  }
+}
+
+// Look up what tabulate, compute or compare has made.
 INLINE void add_occurring(const Groups &g, int first, int last, const uint32_t *id, int rows, Scratch &s, double *sums) {
   const double *table = s.occurring.data();
   for (int part = first; part < last; ++part) {
@@ -626,7 +669,8 @@ INLINE void explain_rows(const Columns &c, const Terms &t, const Groups &g, cons
                             s.patterns.data() + (part - p0) * s.rows() + chunk * CHUNK);
           const int64_t rows = (chunks - 1) * CHUNK + rows_of(chunks - 1, left);
           const int64_t found = number_combinations(g, p0, p1, rows, s);
-          if (g.terms[group] < 0) compute(g, (int)group, found, s);
+          if (g.terms[group] == -2) compare(g, (int)group, found, s);
+          else if (g.terms[group] < 0) compute(g, (int)group, found, s);
           else tabulate(g, tables, p0, p1, g.terms[group], found, s);
           for (int64_t chunk = 0; chunk < chunks; ++chunk)
             add_occurring(g, p0, p1, s.id.data() + chunk * CHUNK, rows_of(chunk, left), s, s.sums_of(chunk, in.features));
@@ -711,6 +755,14 @@ void leaf_at(int k, uint64_t satisfied, const double *z, int q, const double *po
   }
 }
 
+// What the k features of a leaf contribute against background rows, for one pattern.
+void leaf_against(const Answers &a, int64_t leaf, double value, int k, uint64_t satisfied, double *contribution) {
+  Meeting meeting(a, leaf);
+  for (int j = 0; j < k; ++j)
+    if (!(satisfied >> j & 1) && !meeting.fail(j)) return;
+  meeting.contribute(value, k, [&](int32_t j, double found) { contribution[j] += found; });
+}
+
 // Fill one part's table. rule: (term, point); a direct part has one term, the integral. Values of the functions of t at the
 // points become sums over rule: integrals, moments, or (an identity or the weights as rule) the values themselves.
 void build_part(const Leaves &l, int64_t part, int64_t patterns, int slots, int q, int terms, bool direct,
@@ -744,18 +796,23 @@ void build_part(const Leaves &l, int64_t part, int64_t patterns, int slots, int 
       double *mine = known.data() + at * width;
       if (!remember || !is_known[at]) {
         is_known[at] = 1;
-        leaf_at(k, satisfied, l.zero_fraction + f0, q, points, product.data(), contribution.data());
-        for (int m = 0; m < terms; ++m) {
-          const double *weight = rule + m * q;
-          for (int j = 0; j < k; ++j) {
+        if (l.answers.any(leaf)) {  // its part is direct
+          std::fill(mine, mine + k, 0.0);
+          leaf_against(l.answers, leaf, l.value[leaf], k, satisfied, mine);
+        } else {
+          leaf_at(k, satisfied, l.zero_fraction + f0, q, points, product.data(), contribution.data());
+          for (int m = 0; m < terms; ++m) {
+            const double *weight = rule + m * q;
+            for (int j = 0; j < k; ++j) {
+              double sum = 0.0;
+              for (int p = 0; p < q; ++p) sum += weight[p] * contribution[j * q + p];
+              mine[j * terms + m] = l.value[leaf] * sum;
+            }
+            if (direct) continue;
             double sum = 0.0;
-            for (int p = 0; p < q; ++p) sum += weight[p] * contribution[j * q + p];
-            mine[j * terms + m] = l.value[leaf] * sum;
+            for (int p = 0; p < q; ++p) sum += weight[p] * product[p];
+            mine[k * terms + m] = l.value[leaf] * sum;
           }
-          if (direct) continue;
-          double sum = 0.0;
-          for (int p = 0; p < q; ++p) sum += weight[p] * product[p];
-          mine[k * terms + m] = l.value[leaf] * sum;
         }
       }
       for (int j = 0; j < k; ++j) {
@@ -807,6 +864,17 @@ Groups groups_of(const nb::dict &a) {
   g.leaves.place = data<int32_t>(a, "place");
   g.leaves.allowed_start = data<int64_t>(a, "allowed_start");
   g.leaves.allowed = data<uint64_t>(a, "allowed");
+  g.leaves.answers.first_answer = data<int64_t>(a, "first_answer");
+  g.leaves.answers.first_word = data<int64_t>(a, "first_word");
+  g.leaves.answers.fails = data<uint64_t>(a, "fails");
+  g.leaves.answers.rows = data<uint16_t>(a, "answer_rows");
+  g.leaves.answers.failed = data<uint16_t>(a, "answer_failed");
+  g.leaves.answers.shapley = data<double>(a, "shapley");
+  g.leaves.answers.most = nb::cast<int64_t>(a["longest"]) + 1;
+  g.leaves.first_test = data<int64_t>(a, "first_test");
+  g.leaves.test_var = data<int32_t>(a, "test_var");
+  g.leaves.test_factor = data<int32_t>(a, "test_factor");
+  g.leaves.test_states = data<uint64_t>(a, "test_states");
   g.quadrature.points = data<int32_t>(a, "points");
   g.quadrature.points_start = data<int64_t>(a, "points_start");
   g.quadrature.point = data<double>(a, "point");
@@ -906,7 +974,7 @@ void explain(const std::string &isa, int64_t block, const nb::dict &a, Array<dou
 
 NB_MODULE(_kernel, m) {
   m.doc() = "Exact TreeSHAP by pattern tables; see batch_explain.treeshap.";
-  m.attr("TABLE_FORMAT") = "2";  // another one for every change of how tables are laid out or computed
+  m.attr("TABLE_FORMAT") = "3";  // another one for every change of how tables are laid out or computed
   m.def("instruction_sets", &instruction_sets);
   m.def("build_tables", &build_tables, nb::arg("arrays"), nb::arg("tables"));
   m.def("explain", &explain, nb::arg("isa"), nb::arg("block"), nb::arg("arrays"), nb::arg("tables"),
