@@ -24,7 +24,9 @@ HASH, HASH_PART, OCCURRING, NEW = 15.0, 3.0, 3.6, 0.02
 PARTS, PART_QUAD, PART_TERM = 8.0, 2.2, 1.1
 MANY_PART, MANY_POINT = 6.0, 0.8
 FORMULA, FORMULA_FACTOR = 100.0, 16.0  # without tables: a combination, and of each factor at four points
-BACKGROUND_COMBINATION, BACKGROUND_LEAF, BACKGROUND_ANSWER = 300.0, 400.0, 20.0  # a combination, of each
+# Against background rows, for a combination, each leaf and each answer. The sum of what they take is a quarter of this:
+# where leaves are many and deep, nearly every row's combination is new, and the share above is too low.
+BACKGROUND_COMBINATION, BACKGROUND_LEAF, BACKGROUND_ANSWER = 300.0, 400.0, 20.0
 LINE = ((2_000, 0.3), (16_000, 1.2), (64_000, 2.5), (math.inf, 5.0))  # doubles of a table, cost of each cache line
 
 
