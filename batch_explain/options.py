@@ -56,6 +56,10 @@ class RunOptions:
         values against these rows. None: path-dependent SHAP values.
     id_columns : tuple of str
         Columns copied to every table; empty: ``source_file`` and ``source_row``.
+    history : str, optional
+        Of a forecasting model with lags or windows: path or URL of rows whose target is known, before those to explain.
+    target_column : str, optional
+        The column of known targets in ``history``. Rows of the input in which it is not null are history too.
     columns_map : tuple of (str, str)
         (name in the model, name in the file) where the two differ.
     outputs : tuple of str or None
@@ -140,6 +144,8 @@ class RunOptions:
     feature_map: str | None = None
     background: str | None = None
     id_columns: tuple[str, ...] = ()
+    history: str | None = None
+    target_column: str | None = None
     columns_map: tuple[tuple[str, str], ...] = ()
     outputs: tuple[str, ...] | None = None
     top_k: int = DEFAULT_TOP_K
@@ -195,8 +201,8 @@ class RunOptions:
                 "explainer out."
             )
         paths = (
-            "input", "output", "explainer", "model", "feature_map", "background", "reason_codes", "group_features",
-            "baseline",
+            "input", "output", "explainer", "model", "feature_map", "background", "history", "reason_codes",
+            "group_features", "baseline",
         )  # fmt: skip
         for name in paths:
             if values.get(name) is not None:

@@ -80,6 +80,8 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--background", metavar="FILE", help="Up to 500 rows like the input's: interventional SHAP against them.")
 @click.option("--output", metavar="URL", help="Folder for the results; empty or new.")
 @click.option("--id-columns", metavar="A,B", help="Columns copied to every table (default: source_file, source_row).")
+@click.option("--history", metavar="URL", help="Forecasting: earlier rows with known targets, for the model's lags.")
+@click.option("--target-column", metavar="NAME", help="Column of known targets in --history, or in the input itself.")
 @click.option(
     "--columns-map",
     metavar="MODEL=FILE",

@@ -1,10 +1,12 @@
 """Model and explainer, loaded, matched to each other, and applied to batches."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import scipy.sparse as sp
 
 from batch_explain.engine.features import needed, read_features
 from batch_explain.errors import ArtifactError, OptionError
@@ -20,6 +22,9 @@ from batch_explain.teachers.base import Predictions, Teacher
 from batch_explain.teachers.columns import Column, count_padded, to_frame
 from batch_explain.teachers.load import teacher_of
 from batch_explain.teachers.threads import keep_to_one_thread
+
+# Raw feature of forecasting models, for engineered features that come from no column; "_" is added where one has it.
+PAST_TARGETS = "past_targets"
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,8 @@ class Artifacts:
     @property
     def notes(self) -> tuple[str, ...]:
         """All decisions, for ``run.json``."""
-        return (*self.explainer.notes, *self.feature_notes, *self.output_notes)
+        of_teacher = getattr(self.teacher, "notes", ())
+        return (*self.explainer.notes, *of_teacher, *self.feature_notes, *self.output_notes)
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -155,7 +161,14 @@ class Artifacts:
         explainer = self.explainer
         used, raw = len(explainer.used), len(explainer.raw_features or ())
         # the row, its values as they are computed, and as they are encoded for their parts
-        return 8 * (used + explainer.n_outputs * (2 * used + 2 * raw + 1)) + explainer.scratch_bytes
+        of_a_line = 8 * (used + explainer.n_outputs * (2 * used + 2 * raw + 1)) + explainer.scratch_bytes
+        return of_a_line * self.lines_of_a_row
+
+    @property
+    def lines_of_a_row(self) -> int:
+        """Most lines that a row becomes: more than one in forecasting with lags."""
+        series = None if self.teacher is None else self.teacher.series
+        return 1 if series is None else series.lines_of_a_row
 
     def tables(self, asked: tuple[str, ...] | None) -> tuple[str, ...]:
         """The tables that will be written.
@@ -261,6 +274,8 @@ def match(explainer: Explainer, teacher: Teacher | None) -> Artifacts:
         _match_features(explainer, teacher, notes)
         if explainer.feature_map is None:
             _borrow_map(explainer, teacher, notes)
+        if teacher.series is not None:
+            _keep_unmapped(explainer, teacher, notes)
     return name_outputs(Artifacts(explainer, teacher, feature_notes=tuple(notes)))
 
 
@@ -311,6 +326,7 @@ def _typed(classes: tuple[Any, ...] | None) -> tuple[tuple[str, str], ...] | Non
 def _match_features(explainer: Explainer, teacher: Teacher, notes: list[str]) -> None:
     model = teacher.engineered_features
     known = {column.name for column in teacher.columns}
+    known |= set() if teacher.series is None else {past_targets(known)}
     if model is not None and explainer.engineered_features:
         if len(model) != len(explainer.engineered_features):
             raise ArtifactError(
@@ -358,6 +374,30 @@ def _borrow_map(explainer: Explainer, teacher: Teacher, notes: list[str]) -> Non
         explainer.raw_features = raw
         explainer.set_feature_map(combine_maps([weights]))
         notes.append("the explainer has no feature map: the raw importances use the one of the model's featurizer")
+
+
+def past_targets(columns: Iterable[str]) -> str:
+    """Name of the raw feature that stands for past targets: one that no column has."""
+    name, taken = PAST_TARGETS, set(columns)
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _keep_unmapped(explainer: Explainer, teacher: Teacher, notes: list[str]) -> None:
+    """Give features that come from no raw column one of their own: raw importances then add up to engineered ones."""
+    weights, name = explainer.feature_map, past_targets(column.name for column in teacher.columns)
+    if weights is None or name in (explainer.raw_features or ()):
+        return
+    lost = np.asarray(weights.sum(axis=0)).ravel() == 0
+    if not lost.any():
+        return
+    explainer.raw_features = (*(explainer.raw_features or ()), name)
+    explainer.set_feature_map(sp.vstack([weights, sp.csr_matrix(lost.astype(np.float64))], format="csr"))
+    notes.append(
+        f"{int(lost.sum())} engineered features come from no raw column, but from past values of the target (lags, "
+        f"windows, whether it was missing): their importance is that of the raw feature '{name}'"
+    )
 
 
 def _match_outputs(result: Artifacts, explainer: Explainer, classes: tuple[Any, ...] | None) -> Artifacts:

@@ -17,8 +17,10 @@ from threadpoolctl import threadpool_limits
 from batch_explain.engine.artifacts import Artifacts, name_outputs
 from batch_explain.engine.environment import environment
 from batch_explain.engine.estimate import cores
-from batch_explain.engine.plan import Partition, Plan, artifact_digests, read_plan
-from batch_explain.engine.task import Context, run_partition
+from batch_explain.engine.explaining import Context
+from batch_explain.engine.partitions import Partition
+from batch_explain.engine.plan import Plan, artifact_digests, read_plan
+from batch_explain.engine.task import run_partition
 from batch_explain.errors import (
     ArtifactError,
     BatchExplainError,
@@ -294,7 +296,7 @@ class ClusterExecutor(Executor):
         partitions = [self._plan.partition(attempt.index) for attempt in attempts if attempt.failed is None]
         if not partitions:
             return ""
-        named = [f"rows {p.start} to {p.stop} of {p.file.path} (partition {p.index})" for p in partitions[:_NAMED]]
+        named = [partition.name[0].lower() + partition.name[1:] for partition in partitions[:_NAMED]]
         more = f" and {len(partitions) - _NAMED} more" if len(partitions) > _NAMED else ""
         return f"When they went, they worked on {', '.join(named)}{more}. "
 
@@ -442,8 +444,8 @@ def _quiet_distributed() -> Iterator[None]:
 
 def _poisonous(partition: Partition) -> InterruptedRunError:
     return InterruptedRunError(
-        f"Rows {partition.start} to {partition.stop} of {partition.file.path} (partition {partition.index}) kill every "
-        "worker that takes them, for want of memory or by a crash of the model's libraries. Give workers more memory, "
+        f"{partition.name} kill every worker that takes them, for want of memory or by a "
+        "crash of the model's libraries. Give workers more memory, "
         "use smaller --batch-rows with --overwrite, or explain these rows alone with --scheduler sync to see it. "
         "What is done is kept for --resume."
     )

@@ -108,9 +108,9 @@ def _count_rows(plan: Plan, receipts: list[Receipt]) -> None:
     for partition, receipt in zip(plan.partitions, receipts, strict=True):
         if not receipt.rows_in == receipt.rows_explained + receipt.rows_quarantined == partition.rows:
             raise IntegrityError(
-                f"Partition {partition.index} ({partition.file.path}, rows {partition.start} to {partition.stop}) read "
-                f"{receipt.rows_in}, explained {receipt.rows_explained} and quarantined {receipt.rows_quarantined} of "
-                f"{partition.rows} rows. The results are not complete: start the run again with --overwrite."
+                f"{partition.name}: the task read {receipt.rows_in}, explained {receipt.rows_explained} and "
+                f"quarantined {receipt.rows_quarantined} of {partition.rows} rows. The results are not complete: "
+                "start the run again with --overwrite."
             )
 
 
@@ -145,7 +145,7 @@ def _write_summaries(
     tables = summary_tables(
         layout,
         statistics,
-        rows=sum(receipt.rows_explained for receipt in receipts),
+        rows=sum(receipt.lines for receipt in receipts),
         features={level: names[level] for level in plan.levels},
         used=explainer.used,
         outputs=artifacts.labels or [None],
@@ -235,6 +235,7 @@ def _run_json(
             "planned": plan.rows,
             "explained": sum(receipt.rows_explained for receipt in receipts),
             "quarantined": sum(receipt.rows_quarantined for receipt in receipts),
+            **_of_series(plan, receipts),
         },
         "quarantine": _quarantine(plan, receipts),
         "tables": {level: [spec.folder for spec in specs] for level, specs in plan.tables.items()},
@@ -295,6 +296,13 @@ def _run_json(
     }  # fmt: skip
 
 
+def _of_series(plan: Plan, receipts: list[Receipt]) -> dict[str, int]:
+    """Of forecasting: lines, one for each row and origin, and rows of the input with a known target."""
+    if plan.series is None:
+        return {}
+    return {"lines": sum(receipt.lines for receipt in receipts), "context": sum(plan.series.context.values())}
+
+
 def _summaries(plan: Plan) -> dict[str, Any]:
     """What there is beside the summaries of all rows."""
     return {
@@ -321,9 +329,8 @@ def _quarantine(plan: Plan, receipts: list[Receipt]) -> dict[str, Any]:
         if receipt.statistics["unreadable"] is None:
             reasons.update(receipt.statistics["reasons"])
         else:
-            unreadable.setdefault(partition.file.path, receipt.statistics["unreadable"])
-        if receipt.rows_quarantined:
-            rows[partition.file.path] += receipt.rows_quarantined
+            unreadable.setdefault(partition.paths[0], receipt.statistics["unreadable"])
+        rows.update(receipt.statistics["bad_rows"])
     return {
         "reasons": by_count(reasons),
         "rows_by_file": dict(sorted(rows.items())),

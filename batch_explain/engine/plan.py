@@ -21,15 +21,25 @@ from batch_explain.engine.background import background_digest
 from batch_explain.engine.cohorts import decide_cohorts, refuse_two_meanings
 from batch_explain.engine.estimate import batch_rows
 from batch_explain.engine.features import FEATURES, Origin, origin_of
+from batch_explain.engine.partitions import Partition
 from batch_explain.engine.reasons import Reasons, decide_reasons, level_of_reasons
-from batch_explain.engine.schema import check_columns, id_fields, some_of
+from batch_explain.engine.schema import some_of
+from batch_explain.engine.series import SeriesColumns
+from batch_explain.engine.series_plan import (
+    Division,
+    divide,
+    partition_from_json,
+    partition_to_json,
+    series_from_json,
+    series_to_json,
+)
 from batch_explain.engine.sketches import decide_sketches
 from batch_explain.errors import OptionError, mask_secrets
 from batch_explain.explainers.bundle import artifact_digest
 from batch_explain.explainers.folders import explainer_in, model_in
 from batch_explain.options import REASONS, RunOptions
 from batch_explain.storage.atomic import new_file, write_json
-from batch_explain.storage.dataset import InputFile, dataset_root, hive_keys, hive_types
+from batch_explain.storage.dataset import InputFile, hive_types, input_files
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE
 from batch_explain.storage.tables import TableSpec, importance_folder
@@ -38,7 +48,7 @@ from batch_explain.summary.cohorts import Cohort, by_class
 from batch_explain.summary.sketches import Sketch
 from batch_explain.summary.tally import Layout
 
-VERSION = 6
+VERSION = 7
 
 # Features that no tree splits on are written as columns of zeros while there are at most so many of them: the table's
 # schema then stays the same when a retrained surrogate uses others. Beyond it they are only named in run.json.
@@ -53,21 +63,6 @@ _STORED = {"float64": pa.float64(), "float32": pa.float32()}
 
 
 @dataclass(frozen=True)
-class Partition:
-    """Contiguous rows of one file: one task, one part of each table."""
-
-    index: int
-    file: InputFile
-    start: int
-    stop: int
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return self.stop - self.start
-
-
-@dataclass(frozen=True)
 class Plan:
     """Everything that a task must know beside the artifacts.
 
@@ -77,13 +72,17 @@ class Plan:
     files : tuple of InputFile
         All files of the dataset, sorted by path; their schemas are not kept.
     partitions : tuple of Partition
+        Of files, or of series where there are any.
     tables : dict
         Level (``predictions``, ``engineered``, ``raw``, ``features``, ``reasons``) -> its tables; importances have
         one an output.
     levels : tuple of str
         The importances (``engineered``, ``raw``) that are computed and summarised.
+    series : SeriesColumns or None
+        How series are known, for forecasting; None: each row is explained for itself.
     ids : tuple of str
-        Id columns as they are in the input; empty: ``source_file`` and ``source_row``.
+        Id columns as they are in the input; empty: ``source_file`` and ``source_row``. Of series, first those that say
+        of which time, series and origin a line is.
     hive : dict
         Hive key -> type.
     model_columns : tuple of str
@@ -121,6 +120,7 @@ class Plan:
     partitions: tuple[Partition, ...]
     tables: dict[str, tuple[TableSpec, ...]]
     levels: tuple[str, ...]
+    series: SeriesColumns | None
     ids: tuple[str, ...]
     hive: dict[str, pa.DataType]
     model_columns: tuple[str, ...]
@@ -175,7 +175,6 @@ class Plan:
             key: mask_secrets(value) if isinstance(value, str) else value
             for key, value in dataclasses.asdict(self.options).items()
         }
-        place = {file.path: number for number, file in enumerate(self.files)}
         return {
             "version": VERSION,
             "rows": self.rows,
@@ -184,6 +183,7 @@ class Plan:
             "decisions": list(self.decisions),
             "versions": self.versions,
             "levels": list(self.levels),
+            "series": None if self.series is None else series_to_json(self.series),
             "ids": list(self.ids),
             "model_columns": list(self.model_columns),
             "hive": {key: str(kind) for key, kind in self.hive.items()},
@@ -207,18 +207,8 @@ class Plan:
                 ]
                 for level, specs in self.tables.items()
             },
-            "files": [
-                {
-                    "path": file.path,
-                    "bytes": file.bytes,
-                    "rows": file.rows,
-                    "row_groups": list(file.row_groups),
-                    "fingerprint": file.fingerprint,
-                    "problem": file.problem,
-                }
-                for file in self.files
-            ],
-            "partitions": [[place[part.file.path], part.start, part.stop] for part in self.partitions],
+            "files": [file.to_json() for file in self.files],
+            "partitions": [partition_to_json(part, self.files, self.series) for part in self.partitions],
             "numbers": list(self.numbers),
         }
 
@@ -242,21 +232,14 @@ class Plan:
                 f"The plan in {Location(options.output)} has format version {content['version']}; this program reads "
                 f"{VERSION}. Finish the run with the program that began it, or start anew with --overwrite."
             )
-        root, numbers = dataset_root(options.input), tuple(content.get("numbers", ()))
-        files = tuple(
-            InputFile(
-                **{**file, "row_groups": tuple(file["row_groups"])},
-                url=root.join(file["path"]).url,
-                hive=hive_keys(file["path"]),
-            )
-            for file in content["files"]
-        )
+        files, numbers = input_files(content["files"], options.input), tuple(content.get("numbers", ()))
+        series = series_from_json(content["series"], options)
         return cls(
             options=options,
             files=files,
             partitions=tuple(
-                Partition(index, files[file], start, stop)
-                for index, (file, start, stop) in zip(
+                partition_from_json(index, found, files, series)
+                for index, found in zip(
                     numbers or range(len(content["partitions"])), content["partitions"], strict=True
                 )
             ),
@@ -268,6 +251,7 @@ class Plan:
                 for level, specs in content["tables"].items()
             },
             levels=tuple(content["levels"]),
+            series=series,
             ids=tuple(content["ids"]),
             hive={key: pa.type_for_alias(kind) for key, kind in content["hive"].items()},
             model_columns=tuple(content["model_columns"]),
@@ -312,15 +296,8 @@ def read_plan_json(output: Location) -> dict[str, Any]:
     return content
 
 
-def make_plan(
-    options: RunOptions,
-    files: Sequence[InputFile],
-    artifacts: Artifacts,
-    prediction: pa.DataType | None,
-    *,
-    sparse_rows: bool = False,
-) -> Plan:
-    """Check the dataset against the artifacts and cut it into partitions.
+def division_of(options: RunOptions, files: Sequence[InputFile], artifacts: Artifacts) -> Division:
+    """Check the dataset's columns against the artifacts, and cut it into partitions.
 
     Parameters
     ----------
@@ -328,6 +305,36 @@ def make_plan(
     files : sequence of InputFile
         From :func:`batch_explain.storage.dataset.discover`.
     artifacts : Artifacts
+
+    Raises
+    ------
+    InputError, OptionError
+        If columns are missing, doubled or of the wrong type.
+    """
+    readable = [file for file in files if file.problem is None]
+    origin = origin_of(readable) if artifacts.takes_engineered else Origin((), False)
+    return divide(options, readable, artifacts, hive_types(readable), options.id_columns or origin.ids)
+
+
+def make_plan(
+    options: RunOptions,
+    files: Sequence[InputFile],
+    artifacts: Artifacts,
+    division: Division,
+    prediction: pa.DataType | None,
+    *,
+    sparse_rows: bool = False,
+) -> Plan:
+    """Decide all that tasks must know.
+
+    Parameters
+    ----------
+    options : RunOptions
+    files : sequence of InputFile
+        From :func:`batch_explain.storage.dataset.discover`.
+    artifacts : Artifacts
+    division : Division
+        From :func:`division_of`.
     prediction : pyarrow.DataType or None
         Type of the prediction column. None: a plan without tables, for a look at the first row, after which the type
         and the outputs are known.
@@ -336,8 +343,8 @@ def make_plan(
 
     Raises
     ------
-    InputError, OptionError
-        If columns are missing, doubled or of the wrong type, or ids collide with features.
+    OptionError
+        If ids collide with features.
     """
     readable = [file for file in files if file.problem is None]
     keys = hive_types(readable)
@@ -346,8 +353,7 @@ def make_plan(
         decisions.append(f"trusted in the pickles, beside what is on the list: {', '.join(options.trust)}")
     origin = origin_of(readable) if artifacts.takes_engineered else Origin((), sparse_rows)
     id_columns = options.id_columns or origin.ids
-    ids = id_fields(options, id_columns, readable, keys)
-    decisions += check_columns(options, readable, artifacts.columns, keys, engineered=artifacts.takes_engineered)
+    decisions += division.decisions
     decisions += _not_in_the_input(artifacts, readable)
     tables = artifacts.tables(options.outputs)
     levels = artifacts.levels(tables, level_of_reasons(options, artifacts))
@@ -369,7 +375,8 @@ def make_plan(
         decisions.append(f"batches have {of_a_batch} rows instead of {options.batch_rows}, because {why}")
     decisions += [f"{file.path} is left out: it cannot be read ({file.problem})" for file in files if file.problem]
     if options.limit is not None:
-        decisions.append(f"a trial: only the first {options.limit} rows are explained")
+        whole = "" if division.series is None else " (of whole series, but at least one of these)"
+        decisions.append(f"a trial: only the first {options.limit} rows are explained{whole}")
     cohorts: tuple[Cohort, ...] = ()
     sketches: tuple[Sketch, ...] = ()
     sample_rows = 0
@@ -387,21 +394,29 @@ def make_plan(
             row_values=not options.no_row_values,
         )
         decisions += noted_of_reasons + noted + noted_too + left_out
-    if not id_columns:
+    if not id_columns and division.series is None:
         decisions.append("rows are identified by source_file and source_row, because no --id-columns were given")
-    elif not options.id_columns:
+    elif id_columns and not options.id_columns:
         decisions.append(f"rows are identified by {', '.join(id_columns)}, as in the run that wrote the features")
     return Plan(
         options=options,
         files=tuple(files),
-        partitions=tuple(cut(readable, options.partition_rows, options.limit)),
+        partitions=division.partitions,
         tables={}
         if prediction is None
         else _tables(
-            artifacts, tables, ids, written, origin, reasons, prediction=prediction, stored=_STORED[options.dtype]
+            artifacts,
+            tables,
+            division.ids,
+            written,
+            origin,
+            reasons,
+            prediction=prediction,
+            stored=_STORED[options.dtype],
         ),
         levels=levels,
-        ids=id_columns,
+        series=division.series,
+        ids=id_columns if division.series is None else (*division.series.keys, *id_columns),
         hive=keys,
         model_columns=tuple(dict(options.columns_map).get(c.name, c.name) for c in artifacts.columns),
         written=written,
@@ -432,40 +447,6 @@ def artifact_digests(options: RunOptions) -> dict[str, str]:
     if options.background is not None:
         found["background"] = background_digest(options.background)
     return found
-
-
-def cut(files: Sequence[InputFile], partition_rows: int, limit: int | None = None) -> list[Partition]:
-    """Cut files into partitions of whole row groups, or of row ranges where a row group is too large.
-
-    An empty dataset gets one partition without rows, so that its tables exist with their columns.
-    """
-    partitions: list[Partition] = []
-    left = sum(file.rows for file in files) if limit is None else limit
-    for file in files:
-        for start, stop in _ranges(file.row_groups, partition_rows):
-            stop = min(stop, start + left)
-            if not left:
-                return partitions
-            if stop > start:
-                partitions.append(Partition(len(partitions), file, start, stop))
-                left -= stop - start
-    return partitions or [Partition(0, files[0], 0, 0)]
-
-
-def _ranges(row_groups: Sequence[int], largest: int) -> list[tuple[int, int]]:
-    ranges: list[tuple[int, int]] = []
-    start = stop = 0
-    for rows in row_groups:
-        if stop > start and stop + rows - start > largest:
-            ranges.append((start, stop))
-            start = stop
-        stop += rows
-        while stop - start > largest:
-            ranges.append((start, start + largest))
-            start += largest
-    if stop > start:
-        ranges.append((start, stop))
-    return ranges
 
 
 def _not_in_the_input(artifacts: Artifacts, files: Sequence[InputFile]) -> list[str]:
@@ -517,7 +498,8 @@ def _sample_rows(options: RunOptions, artifacts: Artifacts) -> tuple[int, list[s
     """Size of the sample: fewer rows than asked for where they are wide."""
     explainer = artifacts.explainer
     features = len(explainer.used) + len(explainer.raw_features or ())
-    rows = sample.cut(options.sample_rows, explainer.n_outputs * (features + len(artifacts.columns)))
+    cells = explainer.n_outputs * (features + len(artifacts.columns))
+    rows = sample.cut(options.sample_rows, cells * artifacts.lines_of_a_row)
     if rows == options.sample_rows:
         return rows, []
     return rows, [f"the sample has {rows} rows instead of {options.sample_rows}, because the rows are wide"]
@@ -587,8 +569,7 @@ def _refuse_collisions(ids: list[pa.Field], names: Sequence[str], level: str) ->
     if both := [name for name in columns if name in set(names)]:
         raise OptionError(
             f"The id column{'s' * (len(both) > 1)} {some_of(both)} would collide with a column of the same name in the "
-            f"{level} table. Use another id column, or leave --id-columns out: rows are then identified by source_file "
-            "and source_row."
+            f"{level} table. Use another id column, or leave --id-columns out: rows are identified without it."
         )
     repeated = [name for name, group in itertools.groupby(sorted(names)) if len(list(group)) > 1]
     if repeated:

@@ -26,6 +26,7 @@ SCHEMA = pa.schema([*SOURCE_IDS, ("reason", pa.string()), ("row", pa.string())])
 _SHOWN_REASONS = 5
 NOT_THE_ROWS = (BatchExplainError, OSError, MemoryError)  # what says nothing about the rows
 _BY_MODEL = "the model cannot take it: "
+BY_MODEL_OF_SERIES = "the model cannot take its series: "
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class BadRow:
 
     Parameters
     ----------
+    path : str
+        Its file.
     row : int
         Its position in the file.
     reason : str
@@ -41,6 +44,7 @@ class BadRow:
         Its columns as a JSON object; None with ``--no-row-values``, or where the file cannot be read.
     """
 
+    path: str
     row: int
     reason: str
     content: str | None
@@ -124,12 +128,12 @@ def row_as_json(table: pa.Table, position: int) -> str:
     return json.dumps(content, ensure_ascii=False, default=str)
 
 
-def write_quarantine(output: Location, index: int, path: str, rows: Sequence[BadRow]) -> FileRecord:
-    """Write a partition's bad rows, in their order; ``path`` is their file."""
-    ordered = sorted(rows, key=lambda row: row.row)
+def write_quarantine(output: Location, index: int, rows: Sequence[BadRow]) -> FileRecord:
+    """Write a partition's bad rows, in the order of the input."""
+    ordered = sorted(rows, key=lambda row: (row.path, row.row))
     table = pa.table(
         [
-            pa.repeat(pa.scalar(path), len(ordered)),
+            pa.array([row.path for row in ordered], pa.string()),
             pa.array([row.row for row in ordered], pa.int64()),
             pa.array([row.reason for row in ordered], pa.string()),
             pa.array([row.content for row in ordered], pa.string()),
@@ -141,8 +145,11 @@ def write_quarantine(output: Location, index: int, path: str, rows: Sequence[Bad
 
 def without_value(reason: str) -> str:
     """A reason without the row's own value."""
-    if reason.startswith(_BY_MODEL):
-        return reason.split(": ", 2)[1].join([_BY_MODEL, ""])
+    for begins in (_BY_MODEL, BY_MODEL_OF_SERIES):
+        if reason.startswith(begins):
+            return reason.split(": ", 2)[1].join([begins, ""])
+    if not reason.startswith("column "):
+        return re.sub(r" \([^()]*\)", "", reason)
     return re.sub(r"(?<=' is )('.*'|\".*\"|-?[\d.]+(e[+-]?\d+)?)(?=,|$)", "…", reason)
 
 
@@ -181,7 +188,7 @@ class Limits:
         """
         options, output = self._plan.options, Location(self._plan.options.output)
         if receipt.statistics["unreadable"] is not None:
-            self._files.add(self._plan.partition(receipt.index).file.path)
+            self._files.add(self._plan.partition(receipt.index).paths[0])
             if len(self._files) > options.max_bad_files:
                 raise BadDataError(
                     f"{len(self._files)} files cannot be read, more than --max-bad-files ({options.max_bad_files}) "

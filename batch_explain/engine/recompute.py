@@ -15,11 +15,14 @@ import pyarrow.parquet as pq
 from threadpoolctl import threadpool_limits
 
 from batch_explain.engine.artifacts import Artifacts, name_outputs
-from batch_explain.engine.plan import Partition, Plan, artifact_digests, changed_versions, versions
+from batch_explain.engine.explaining import Context, Explained, batches_of, explain_batch
+from batch_explain.engine.partitions import FilePartition, Partition
+from batch_explain.engine.plan import Plan, artifact_digests, changed_versions, versions
 from batch_explain.engine.quarantine import QUARANTINE
 from batch_explain.engine.reason_lines import reason_lines
 from batch_explain.engine.recompute_reasons import one_line_a_row, rows_of_lines
-from batch_explain.engine.task import Context, batches_of, explain_batch, ids_of, write_batch
+from batch_explain.engine.rows import Rows
+from batch_explain.engine.task import ids_of, write_batch
 from batch_explain.errors import BadDataError, BatchExplainError, OptionError
 from batch_explain.options import REASONS, RunOptions
 from batch_explain.storage.filesystems import Location
@@ -134,29 +137,32 @@ def explain_again(
             assert context is not None
             partition = context.plan.partition(receipt.index)
             try:
-                rows = explained_rows(output, partition, receipt)
                 lines = receipt.statistics["lines_of_reasons"]
-                compared += _compare_partition(output, context, partition, rows, numbers, lines, report)
+                if isinstance(partition, FilePartition):
+                    rows = explained_rows(output, partition, receipt)
+                    compared += _compare_partition(output, context, partition, rows, numbers, lines, report)
+                else:
+                    compared += _compare_series(output, context, partition, numbers, lines, report)
             except (BatchExplainError, OSError, MemoryError) as error:
                 wrong = f"could not be explained again ({_sentence(error)})"
-                report(partition.file.path, wrong, "Restore the input that the run read")
+                report(partition.paths[0], wrong, "Restore the input that the run read")
     return Recomputed(compared, seed, tuple(changed_versions(plan_json["versions"], versions())))
 
 
 def _choose(receipts: Sequence[Receipt], share: Share, seed: int) -> list[tuple[Receipt, np.ndarray]]:
-    """Partitions, with the numbers of the chosen rows among those that they explained, in order."""
-    total = sum(receipt.rows_explained for receipt in receipts)
+    """Partitions, with the numbers of the chosen lines among those that they explained, in order."""
+    total = sum(receipt.lines for receipt in receipts)
     drawn = np.array(sorted(random.Random(seed).sample(range(total), share.among(total))), dtype=np.int64)
     chosen, before = [], 0
     for receipt in receipts:
-        low, high = np.searchsorted(drawn, [before, before + receipt.rows_explained])
+        low, high = np.searchsorted(drawn, [before, before + receipt.lines])
         if high > low:
             chosen.append((receipt, drawn[low:high] - before))
-        before += receipt.rows_explained
+        before += receipt.lines
     return chosen
 
 
-def explained_rows(output: Location, partition: Partition, receipt: Receipt) -> np.ndarray:
+def explained_rows(output: Location, partition: FilePartition, receipt: Receipt) -> np.ndarray:
     """Positions in the file of the rows that a partition's parts hold, in their order: those not in quarantine."""
     rows = np.arange(partition.start, partition.stop)
     if not receipt.rows_quarantined:
@@ -197,7 +203,7 @@ def _context(output: Location, plan_json: dict[str, Any], trust: tuple[str, ...]
 def _compare_partition(
     output: Location,
     context: Context,
-    partition: Partition,
+    partition: FilePartition,
     rows: np.ndarray,
     numbers: np.ndarray,
     lines: Sequence[int],
@@ -209,7 +215,7 @@ def _compare_partition(
     ----------
     output : Location
     context : Context
-    partition : Partition
+    partition : FilePartition
     rows : ndarray of int
         Positions in the file of the rows that its parts hold.
     numbers : ndarray of int
@@ -227,10 +233,11 @@ def _compare_partition(
             for folder in folders
         }
         stops = np.cumsum(lines)
-        for (table, first), start, stop in zip(batches_of(plan, partition), stops - lines, stops, strict=False):
+        for batch, start, stop in zip(batches_of(plan, partition), stops - lines, stops, strict=False):
+            first = int(batch.numbers[0])
             if first > rows[numbers[-1]]:
                 break
-            low, high = np.searchsorted(rows, [first, first + table.num_rows])
+            low, high = np.searchsorted(rows, [first, first + len(batch)])
             here = numbers[(numbers >= low) & (numbers < high)]
             if not len(here):
                 continue
@@ -238,17 +245,69 @@ def _compare_partition(
                 folder: _rows_of_part(parquet, here if folder != REASONS else np.arange(start, stop))
                 for folder, parquet in stored.items()
             }
-            batch = table if high - low == table.num_rows else table.take(pa.array(rows[low:high] - first))
-            for folder, found in _compare_batch(context, partition, batch, rows[low:high], here - low, read).items():
+            kept = batch if high - low == len(batch) else batch.take(rows[low:high] - first)
+            for folder, found in _compare_batch(context, kept, here - low, read).items():
                 differ[folder] = differ[folder].and_then(found) if folder in differ else found
             compared += len(here)
+    _report(differ, partition, len(numbers), report)
+    return compared
+
+
+def _compare_series(
+    output: Location,
+    context: Context,
+    partition: Partition,
+    numbers: np.ndarray,
+    lines: Sequence[int],
+    report: Report,
+) -> int:
+    """The same of whole series, which are computed in their batches: alone, a row has no history."""
+    plan, compared, before = context.plan, 0, 0
+    bad = _bad_rows(output, partition)
+    differ: dict[str, _Difference] = {}
+    folders = [spec.folder for specs in plan.tables.values() for spec in specs]
+    with ExitStack() as stack:
+        stored = {
+            folder: pq.ParquetFile(stack.enter_context(output.join(part_path(folder, partition.index)).open_arrow()))
+            for folder in folders
+        }
+        stops = np.cumsum(lines)
+        for batch, start, stop in zip(batches_of(plan, partition), stops - lines, stops, strict=False):
+            places = zip(batch.source()[0].to_pylist(), batch.numbers.tolist(), strict=True)
+            kept = np.array([at for at, place in enumerate(places) if place not in bad], dtype=np.int64)
+            if not len(kept):
+                continue
+            again = explain_batch(context, batch if len(kept) == len(batch) else batch.take(kept))
+            here = numbers[(numbers >= before) & (numbers < before + len(again.lines))]
+            read = {
+                folder: _rows_of_part(parquet, here if folder != REASONS else np.arange(start, stop))
+                for folder, parquet in stored.items()
+            }
+            for folder, found in _compare_explained(context, again, here - before, read).items():
+                differ[folder] = differ[folder].and_then(found) if folder in differ else found
+            compared += len(here)
+            before += len(again.lines)
+    _report(differ, partition, len(numbers), report)
+    return compared
+
+
+def _bad_rows(output: Location, partition: Partition) -> set[tuple[str, int]]:
+    """Files and positions of a partition's rows in quarantine."""
+    place = output.join(part_path(QUARANTINE, partition.index))
+    if not place.exists():
+        return set()
+    with place.open_arrow() as stream:
+        table = pq.ParquetFile(stream).read(columns=["source_file", "source_row"])
+    return set(zip(table["source_file"].to_pylist(), table["source_row"].to_pylist(), strict=True))
+
+
+def _report(differ: dict[str, "_Difference"], partition: Partition, compared: int, report: Report) -> None:
     for folder, found in differ.items():
         report(
             part_path(folder, partition.index),
-            f"does not hold what the model and the explainer give: of {len(numbers)} rows that were computed again, "
-            f"{found.rows} differ, the first in {found.first} of {partition.file.path}",
+            f"does not hold what the model and the explainer give: of {compared} rows that were computed again, "
+            f"{found.rows} differ, the first in {found.first}",
         )
-    return compared
 
 
 @dataclass(frozen=True)
@@ -263,46 +322,55 @@ class _Difference:
 
 
 def _compare_batch(
-    context: Context,
-    partition: Partition,
-    table: pa.Table,
-    rows: np.ndarray,
-    chosen: np.ndarray,
-    stored: dict[str, pa.Table],
+    context: Context, rows: Rows, chosen: np.ndarray, stored: dict[str, pa.Table]
 ) -> dict[str, _Difference]:
-    """Compare chosen rows of a batch, computed alone; and by the whole batch, which some models depend on.
-
-    ``rows`` are the positions of the table's rows in the file, ``chosen`` those of the chosen ones in the table.
-    """
+    """Compare chosen rows of a batch, computed alone; and by the whole batch, which some models depend on."""
     wrong: dict[str, _Difference] = {}
     alone = context.artifacts.explainer.kind != "opaque"
-    everything = np.arange(table.num_rows)
+    everything = np.arange(len(rows))
     for positions in ([chosen] if alone else []) + [everything]:
         try:
-            computed, of_rows = _tables_of(context, partition, table.take(pa.array(positions)), rows[positions])
+            again = explain_batch(context, rows.take(positions))
         except BadDataError:
-            if positions is everything:  # else: its message counts the rows of the wrong table
+            if positions is everything:
                 raise
             continue
         mine = np.searchsorted(positions, chosen)
-        wrong = {}
-        for folder, found in stored.items():
-            if folder == REASONS:
-                pair = _reasons_of_rows(context, partition, table, rows, found, chosen, computed[folder], of_rows, mine)
-            else:
-                pair = found, computed[folder].take(pa.array(mine))
-            if difference := _difference(context.plan, folder, *pair, rows[chosen]):
-                wrong[folder] = difference
+        wrong = _compare_explained(context, again, mine, stored, rows, chosen)
         if not wrong:
             break
     return wrong
 
 
+def _compare_explained(
+    context: Context,
+    again: Explained,
+    mine: np.ndarray,
+    stored: dict[str, pa.Table],
+    rows: Rows | None = None,
+    chosen: np.ndarray | None = None,
+) -> dict[str, _Difference]:
+    """Compare what was computed with what is stored.
+
+    ``mine`` are the chosen ones of the computed lines. ``rows`` is the batch that the stored reasons are of, and
+    ``chosen`` the chosen ones of its rows; None: all of it was computed.
+    """
+    rows, chosen = again.lines if rows is None else rows, mine if chosen is None else chosen
+    computed, of_rows = _tables_of(context, again)
+    wrong = {}
+    for folder, found in stored.items():
+        if folder == REASONS:
+            pair = _reasons_of_rows(context, rows, found, chosen, computed[folder], of_rows, mine)
+        else:
+            pair = found, computed[folder].take(pa.array(mine))
+        if difference := _difference(context.plan, folder, *pair, [rows.place(at) for at in chosen]):
+            wrong[folder] = difference
+    return wrong
+
+
 def _reasons_of_rows(
     context: Context,
-    partition: Partition,
-    table: pa.Table,
-    rows: np.ndarray,
+    rows: Rows,
     stored: pa.Table,
     chosen: np.ndarray,
     computed: pa.Table,
@@ -319,23 +387,22 @@ def _reasons_of_rows(
     if stored.num_rows == computed.num_rows:  # of the whole batch
         where = of_rows
     else:
-        where = rows_of_lines(reasons, stored, ids_of(context.plan, table, partition, rows), outputs)
+        where = rows_of_lines(reasons, stored, ids_of(context.plan, rows), outputs)
     return (
         one_line_a_row(reasons, stored, where, chosen, outputs),
         one_line_a_row(reasons, computed, of_rows, mine, outputs),
     )
 
 
-def _tables_of(
-    context: Context, partition: Partition, table: pa.Table, rows: np.ndarray
-) -> tuple[dict[str, pa.Table], np.ndarray]:
-    """What a task would write for rows; and which of them each line of the reasons belongs to."""
-    recalculated = _Recalculated(context.plan)
-    batch = explain_batch(context, table, partition, int(rows[0]))
-    write_batch(recalculated, context, table, batch, partition, rows)
+def _tables_of(context: Context, again: Explained) -> tuple[dict[str, pa.Table], np.ndarray]:
+    """What a task would write; and which row each line of the reasons belongs to."""
+    recalculated, batch = _Recalculated(context.plan), again.batch
+    assert batch is not None
+    write_batch(recalculated, context, again.lines, batch)
     reasons = context.plan.reasons
-    of_rows = np.array([]) if reasons is None else reason_lines(reasons, batch, table, context.artifacts).rows
-    return recalculated.tables, of_rows
+    if reasons is None:
+        return recalculated.tables, np.array([])
+    return recalculated.tables, reason_lines(reasons, batch, again.lines.table, context.artifacts).rows
 
 
 def _rows_of_part(parquet: pq.ParquetFile, positions: np.ndarray) -> pa.Table:
@@ -350,7 +417,9 @@ def _rows_of_part(parquet: pq.ParquetFile, positions: np.ndarray) -> pa.Table:
     return pa.concat_tables(pieces)
 
 
-def _difference(plan: Plan, folder: str, stored: pa.Table, computed: pa.Table, rows: np.ndarray) -> _Difference | None:
+def _difference(
+    plan: Plan, folder: str, stored: pa.Table, computed: pa.Table, places: Sequence[str]
+) -> _Difference | None:
     """Where a stored table differs from the computed one beyond the tolerance."""
     ids = plan.ids or tuple(field.name for field in SOURCE_IDS)
     exact = folder in ("predictions", "features")
@@ -377,7 +446,7 @@ def _difference(plan: Plan, folder: str, stored: pa.Table, computed: pa.Table, r
         return None
     at, name = example
     was, now = stored[name][at].as_py(), computed[name][at].as_py()
-    return _Difference(int(unequal.sum()), f"column '{name}' ({was!r} is stored, {now!r} computed) in row {rows[at]}")
+    return _Difference(int(unequal.sum()), f"column '{name}' ({was!r} is stored, {now!r} computed) in {places[at]}")
 
 
 def _numbers(column: pa.ChunkedArray) -> np.ndarray:

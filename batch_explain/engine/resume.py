@@ -1,5 +1,6 @@
 """Going on with a run that was stopped: the same input, artifacts and options, and what is done already."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from batch_explain.storage.receipts import (
 
 # Places are compared by what is in them; how, where and how patiently the work is done changes no result.
 _FREE = {
-    "input", "output", "model", "explainer", "feature_map", "background", "reason_codes", "group_features",
+    "input", "output", "model", "explainer", "feature_map", "background", "history", "reason_codes", "group_features",
     "overwrite", "resume", "scheduler", "workers", "task_timeout", "memory_limit", "max_bad_rows", "max_bad_files",
     "sha256", "baseline", "max_drift", "report",
 }  # fmt: skip
@@ -54,7 +55,7 @@ def resumed(fresh: Plan) -> Plan:
             "Restore it, or start anew with --overwrite."
         )
     versions = ", ".join(changed_versions(before["versions"], now["versions"]))
-    fixed = ("tables", "partitions", "cohorts", "sketches", "sample_rows", "reasons")
+    fixed = ("tables", "series", "partitions", "cohorts", "sketches", "sample_rows", "reasons")
     if any(before[name] != now[name] for name in fixed):
         raise OptionError(
             f"The run in {output} cannot be resumed: this program or its libraries would make other tables, "
@@ -98,14 +99,21 @@ def _changed_artifacts(before: dict[str, Any], now: dict[str, Any]) -> list[str]
 
 
 def _changed_files(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    was, given = ({file["path"]: file["fingerprint"] for file in plan["files"]} for plan in (before, now))
+    return [
+        *_changed_of("input", before["files"], now["files"]),
+        *_changed_of("history", (before["series"] or {}).get("history", ()), (now["series"] or {}).get("history", ())),
+    ]
+
+
+def _changed_of(what: str, before: Iterable[dict[str, Any]], now: Iterable[dict[str, Any]]) -> list[str]:
+    was, given = ({file["path"]: file["fingerprint"] for file in files} for files in (before, now))
     kinds = {
         "new": [path for path in given if path not in was],
         "gone": [path for path in was if path not in given],
         "changed": [path for path in was if path in given and was[path] != given[path]],
     }
     return [
-        f"the input file{'s' * (len(paths) > 1)} {some_of(paths, 5)} {'are' if len(paths) > 1 else 'is'} {kind}"
+        f"the {what} file{'s' * (len(paths) > 1)} {some_of(paths, 5)} {'are' if len(paths) > 1 else 'is'} {kind}"
         for kind, paths in kinds.items()
         if paths
     ]

@@ -16,11 +16,14 @@ from batch_explain.engine.artifacts import Artifacts, Batch, name_outputs
 from batch_explain.engine.baseline import check_baseline, check_compared, refuse_drift
 from batch_explain.engine.estimate import TIMED_ROWS, Estimate, cores, estimate, time_of_a_row
 from batch_explain.engine.executors import executor_for
+from batch_explain.engine.explaining import Context, batches_of, explain_batch, explain_good
 from batch_explain.engine.finalize import finalize
-from batch_explain.engine.plan import Partition, Plan, make_plan, write_plan
+from batch_explain.engine.partitions import FilePartition, Partition
+from batch_explain.engine.plan import Plan, division_of, make_plan, write_plan
 from batch_explain.engine.quarantine import Limits
 from batch_explain.engine.resume import finished, resumed
-from batch_explain.engine.task import Context, batches_of, explain_batch, explain_rows
+from batch_explain.engine.rows import Rows
+from batch_explain.engine.series import SeriesPartition, SeriesRows
 from batch_explain.errors import BadDataError, InputError, InterruptedRunError, UnreadableFileError
 from batch_explain.events import (
     ArtifactsLoaded,
@@ -165,8 +168,9 @@ def plan_run(options: RunOptions, files: Sequence[InputFile], artifacts: Artifac
         Whatever can be known before the work.
     """
     predicted, sparse_rows = None, False
-    if any(file.rows for file in files):
-        batch = _first_explained(options, files, artifacts)
+    division = division_of(options, files, artifacts)
+    if any(partition.rows for partition in division.partitions):
+        batch = _first_explained(make_plan(options, files, artifacts, division, None), artifacts)
         artifacts = name_outputs(artifacts)
         predicted = None if batch.predictions is None else batch.predictions.prediction
         sparse_rows = issparse(batch.matrix)
@@ -176,27 +180,49 @@ def plan_run(options: RunOptions, files: Sequence[InputFile], artifacts: Artifac
             "learned from a first row. Pass a dataset with rows."
         )
     prediction = _prediction_type(artifacts, predicted)
-    return make_plan(options, files, artifacts, prediction, sparse_rows=sparse_rows), artifacts
+    return make_plan(options, files, artifacts, division, prediction, sparse_rows=sparse_rows), artifacts
 
 
-def _first_explained(options: RunOptions, files: Sequence[InputFile], artifacts: Artifacts) -> Batch:
-    """The first row that can be explained; the first of all, unless bad rows or files are allowed."""
-    context = Context(make_plan(options, files, artifacts, None), artifacts)
-    allowed = options.bad_rows_allowed(sum(file.rows for file in files))
-    for file in files:
-        for row in range(min(file.rows, allowed + 1, _LOOKED_AT)):
-            try:
-                return explain_rows(context, Partition(0, file, row, row + 1))
-            except UnreadableFileError as error:
-                if not options.max_bad_files:
-                    raise
-                refused: BadDataError = error
-                break
-            except BadDataError as error:
-                if not allowed:
-                    raise
-                refused = error
+def _first_explained(look: Plan, artifacts: Artifacts) -> Batch:
+    """The first row (or series) that can be explained; the first of all, unless bad rows or files are allowed."""
+    context, options = Context(look, artifacts), look.options
+    allowed = options.bad_rows_allowed(sum(file.rows for file in look.files))
+    refused: BadDataError | None = None
+    damaged: set[str] = set()
+    for partition in _first_ones(look, allowed):
+        if damaged.issuperset(partition.paths):
+            continue
+        try:
+            rows = next(batches_of(look, partition))
+            good = isinstance(rows, SeriesRows) and allowed  # of a series, some rows may be bad
+            found = explain_good(context, rows, len(rows)) if good else explain_batch(context, rows)
+            if found.batch is not None:
+                return found.batch
+            refused = BadDataError(f"{partition.name} cannot be explained: {found.bad[0].reason}.")
+        except UnreadableFileError as error:
+            if not options.max_bad_files:
+                raise
+            refused = error
+            damaged.update(partition.paths)
+        except BadDataError as error:
+            if not allowed:
+                raise
+            refused = error
+    assert refused is not None
     raise refused
+
+
+def _first_ones(look: Plan, allowed: int) -> Iterator[Partition]:
+    """The first rows of each file, or the first series of each partition, one by one."""
+    if look.series is not None:
+        for partition in look.partitions:
+            assert isinstance(partition, SeriesPartition)
+            for number in range(min(len(partition.series), allowed + 1, _LOOKED_AT)):
+                yield partition.only(number)
+        return
+    for file in look.files:
+        for row in range(min(file.rows, allowed + 1, _LOOKED_AT)):
+            yield FilePartition(0, file, row, row + 1)
 
 
 def _estimate(plan: Plan, artifacts: Artifacts) -> Estimate:
@@ -204,18 +230,7 @@ def _estimate(plan: Plan, artifacts: Artifacts) -> Estimate:
     part, tasks = plan.partitions[0], min(plan.options.workers or cores(), len(plan.partitions))
     if plan.options.scheduler == "sync":
         tasks = 1
-
-    context, most = Context(plan, artifacts), min(part.rows, plan.batch_rows, TIMED_ROWS)
-
-    @functools.cache
-    def first_rows() -> tuple[pa.Table, int]:
-        return next(batches_of(plan, replace(part, stop=part.start + most)))
-
-    def explain(rows: int) -> Batch:  # without the reading: an object store's answers take longer than a few rows
-        table, first = first_rows()
-        return explain_batch(context, table.slice(0, rows), part, first)
-
-    seconds = time_of_a_row(explain, most) if most > 1 and plan.options.scheduler in SCHEDULERS else None
+    seconds = _time_of_a_row(plan, artifacts, part) if isinstance(part, FilePartition) else None
     return estimate(
         artifacts,
         plan.tables,
@@ -224,6 +239,19 @@ def _estimate(plan: Plan, artifacts: Artifacts) -> Estimate:
         row_seconds=None if seconds is None else seconds / tasks,
         reasons=0 if plan.reasons is None else plan.reasons.most(artifacts.explainer.n_outputs),
     )
+
+
+def _time_of_a_row(plan: Plan, artifacts: Artifacts, part: FilePartition) -> float | None:
+    context, most = Context(plan, artifacts), min(part.rows, plan.batch_rows, TIMED_ROWS)
+
+    @functools.cache
+    def first_rows() -> Rows:
+        return next(batches_of(plan, replace(part, stop=part.start + most)))
+
+    def explain(rows: int) -> object:  # without the reading: an object store's answers take longer than a few rows
+        return explain_batch(context, first_rows().take(np.arange(rows)))
+
+    return time_of_a_row(explain, most) if most > 1 and plan.options.scheduler in SCHEDULERS else None
 
 
 def _prediction_type(artifacts: Artifacts, first: np.ndarray | None) -> pa.DataType:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from batch_explain.engine.plan import read_plan_json
+from batch_explain.engine.series_plan import stored_rows
 from batch_explain.errors import BatchExplainError, OptionError
 from batch_explain.results import is_finished
 from batch_explain.storage.attempts import Attempt, read_attempts
@@ -140,7 +141,7 @@ class _Plan:
 def _plan(output: Location) -> _Plan | None:
     with suppress(OSError, ValueError, LookupError, TypeError):
         content = read_plan_json(output)
-        rows = [stop - start for _, start, stop in content["partitions"]]
+        rows = [stored_rows(partition) for partition in content["partitions"]]
         numbers = content.get("numbers") or range(len(rows))
         return _Plan(str(content["run_id"]), dict(zip(numbers, rows, strict=True)))
     return None

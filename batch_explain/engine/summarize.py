@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 
 from batch_explain.engine.cohorts import decide_cohorts, refuse_two_meanings
 from batch_explain.engine.estimate import cores
-from batch_explain.engine.plan import Partition, Plan, read_plan_json
+from batch_explain.engine.explaining import batches_of
+from batch_explain.engine.partitions import FilePartition, Partition
+from batch_explain.engine.plan import Plan, read_plan_json
 from batch_explain.engine.recompute import explained_rows, stored_options
 from batch_explain.engine.schema import some_of
-from batch_explain.engine.task import batches_of
 from batch_explain.errors import InputError, IntegrityError, InterruptedRunError, OptionError, OutputRefusedError
 from batch_explain.options import as_texts
 from batch_explain.results import Run, open_run
@@ -138,6 +139,12 @@ def _plan(run: Run, asked: tuple[str, ...]) -> tuple[_Work, list[str]]:
         found.update(zip(of_ids, cohorts, strict=True))
         decisions += notes
     if of_input:
+        if content["series"] is not None:
+            raise OptionError(
+                f"The column of --cohort {some_of(of_input)} is not among the ids of the forecasting run, whose lines "
+                "do not stand in the order of its input. Name an id column (such as "
+                f"'{content['series']['keys'][-1]}'), or run again with --cohort."
+            )
         plan = Plan.from_json(content, options)
         files = _unchanged(plan, of_input)
         cohorts, notes = decide_cohorts(of_input, files, plan.hive, options.limit)
@@ -258,7 +265,8 @@ def _input_columns(work: _Work, partition: Partition, receipt: Receipt) -> pa.Ta
     if not cohorts:
         return None
     only = replace(work.plan, model_columns=(), ids=(), cohorts=cohorts)
-    table = pa.concat_tables([batch for batch, _ in batches_of(only, partition)])
+    assert isinstance(partition, FilePartition)  # of series, cohorts are in the tables
+    table = pa.concat_tables([rows.table for rows in batches_of(only, partition)])
     rows = explained_rows(work.run.location, partition, receipt)
     return table if len(rows) == table.num_rows else table.take(pa.array(rows - partition.start))
 

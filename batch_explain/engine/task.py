@@ -8,7 +8,8 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from concurrent import futures
 from dataclasses import dataclass, field
 
@@ -18,64 +19,31 @@ import scipy.sparse as sp
 from threadpoolctl import ThreadpoolController
 
 from batch_explain.engine.additivity import check_additivity
-from batch_explain.engine.artifacts import Artifacts, Batch
+from batch_explain.engine.artifacts import Batch
+from batch_explain.engine.explaining import Context, batches_of, explain_good, model_columns
 from batch_explain.engine.features import FEATURES, feature_arrays, needed
-from batch_explain.engine.plan import Partition, Plan
-from batch_explain.engine.quarantine import (
-    NOT_THE_ROWS,
-    BadRow,
-    explain_good_rows,
-    first_refused,
-    forget_quarantine,
-    kinds,
-    row_as_json,
-    short,
-    too_many,
-    without_value,
-    write_quarantine,
-)
+from batch_explain.engine.partitions import FilePartition, Partition
+from batch_explain.engine.plan import Plan
+from batch_explain.engine.quarantine import BadRow, forget_quarantine, kinds, too_many, write_quarantine
 from batch_explain.engine.reason_lines import reason_lines
+from batch_explain.engine.rows import Rows
 from batch_explain.engine.sketches import count_sketches
-from batch_explain.errors import (
-    BadDataError,
-    IntegrityError,
-    InterruptedRunError,
-    StoppedError,
-    UnreadableFileError,
-)
+from batch_explain.errors import IntegrityError, InterruptedRunError, StoppedError, UnreadableFileError
 from batch_explain.options import REASONS
 from batch_explain.storage.atomic import FileRecord
 from batch_explain.storage.attempts import attempt
-from batch_explain.storage.dataset import hive_value, read_batches
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import RUN_ID_FILE
 from batch_explain.storage.receipts import Receipt, valid_receipt, write_receipt
 from batch_explain.storage.tables import PartWriter, TableSpec
 from batch_explain.summary import fidelity
 from batch_explain.summary.partials import Partial, write_partial
-from batch_explain.summary.sample import Pieces, sample_rows
+from batch_explain.summary.sample import Pieces, Sampling, sample_rows
 from batch_explain.summary.sketches import SketchCounts, SketchTally
-from batch_explain.summary.tally import Layout, Statistics, Tally
-from batch_explain.teachers.columns import BadValueError
+from batch_explain.summary.tally import Statistics, Tally
 
 _READINGS = 2
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a worker process holds: the plan, the loaded artifacts, and a flag that has its tasks stop."""
-
-    plan: Plan
-    artifacts: Artifacts
-    loaded_at: float = field(default_factory=time.time)
-    stopping: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def layout(self) -> Layout:
-        """What is summarised."""
-        explainer = self.artifacts.explainer
-        return self.plan.layout(len(explainer.raw_features or ()), explainer.n_outputs)
 
 
 @dataclass
@@ -84,6 +52,7 @@ class _Tally:
 
     read: int = 0
     rows: int = 0
+    lines: int = 0
     summed: Tally | None = None
     sketched: SketchTally | None = None
     sampled: Pieces = field(default_factory=Pieces)
@@ -121,7 +90,7 @@ def run_partition(context: Context, partition: Partition) -> Receipt:
             return _within(plan.options.task_timeout, partition, lambda: _work(context, partition, output))
     except (OSError, MemoryError) as error:
         raise InterruptedRunError(
-            f"{_rows_of(partition)} could not be finished: {type(error).__name__}: {error}. Free space or memory, "
+            f"{partition.name} could not be finished: {type(error).__name__}: {error}. Free space or memory, "
             f"check {output}, and go on with --resume."
         ) from error
 
@@ -133,7 +102,7 @@ def _work(context: Context, partition: Partition, output: Location) -> Receipt:
     with _native_libraries(len(sys.modules)).limit(limits=1, user_api="openmp"):
         tally, files = _explain_and_write(context, partition, output)
     if tally.bad:
-        files.append(write_quarantine(output, partition.index, partition.file.path, tally.bad))
+        files.append(write_quarantine(output, partition.index, tally.bad))
     else:
         forget_quarantine(output, partition.index)
     partial = write_partial(output, partition.index, _partial(context, tally))
@@ -143,6 +112,7 @@ def _work(context: Context, partition: Partition, output: Location) -> Receipt:
         rows_in=tally.read,
         rows_explained=tally.rows,
         rows_quarantined=len(tally.bad),
+        lines=tally.lines,
         files=tuple(files),
         partial=partial,
         statistics={
@@ -152,6 +122,7 @@ def _work(context: Context, partition: Partition, output: Location) -> Receipt:
             "imputed": tally.imputed,
             "padded": tally.padded,
             "reasons": kinds(row.reason for row in tally.bad),
+            "bad_rows": dict(Counter(row.path for row in tally.bad)),
             "unreadable": tally.unreadable,
             "lines_of_reasons": tally.reasons,  # of each batch
         },
@@ -177,10 +148,12 @@ def _explain_and_write(context: Context, partition: Partition, output: Location)
         try:
             return _write_parts(context, partition, output)
         except UnreadableFileError as error:
-            if not context.plan.options.max_bad_files:
-                raise
+            if not context.plan.options.max_bad_files or not isinstance(partition, FilePartition):
+                raise  # what else the file holds of a series is not known
             reason = str(error)
-    bad = [BadRow(row, reason, None) for row in range(partition.start, partition.stop)]
+    assert isinstance(partition, FilePartition)
+    path = partition.file.path
+    bad = [BadRow(path, row, reason, None) for row in range(partition.start, partition.stop)]
     with _part_writer(context.plan, partition, output) as writer:
         return _Tally(read=partition.rows, bad=bad, unreadable=reason), writer.commit()
 
@@ -189,27 +162,27 @@ def _write_parts(context: Context, partition: Partition, output: Location) -> tu
     plan, tally = context.plan, _Tally()
     allowed = plan.options.bad_rows_allowed(plan.rows)
     with _part_writer(plan, partition, output) as writer:
-        for table, first in batches_of(plan, partition):
+        for rows in batches_of(plan, partition):
             if context.stopping.is_set():
-                raise StoppedError(f"{_rows_of(partition)} were given up, because the run stops.")
-            tally.read += table.num_rows
+                raise StoppedError(f"{partition.name} were given up, because the run stops.")
+            tally.read += len(rows)
             left = None if not allowed else allowed - len(tally.bad)
-            batch, kept, bad = _explain_good(context, table, partition, first, left)
-            tally.bad += bad
+            found = explain_good(context, rows, left)
+            tally.bad += found.bad
             if len(tally.bad) > allowed:
                 # beside what is done: the run ends here, and its user wants to see them
-                write_quarantine(output, partition.index, partition.file.path, tally.bad)
+                write_quarantine(output, partition.index, tally.bad)
                 raise too_many(plan, kinds(row.reason for row in tally.bad), output)
-            if batch is not None:
-                _check_format(context, batch, partition)
-                rows = table.take(kept) if bad else table
-                _count(tally, context, rows, batch, partition, first + kept)
-                tally.reasons.append(write_batch(writer, context, rows, batch, partition, first + kept))
+            if found.batch is not None:
+                _check_format(context, found.batch, partition)
+                tally.rows += found.rows
+                _count(tally, context, found.lines, found.batch)
+                tally.reasons.append(write_batch(writer, context, found.lines, found.batch))
             else:
                 tally.reasons.append(0)
         if tally.rows + len(tally.bad) != partition.rows:
             raise IntegrityError(
-                f"{_rows_of(partition)} gave {tally.rows} rows instead of {partition.rows}. The file was changed "
+                f"{partition.name} gave {tally.rows} rows instead of {partition.rows}. The file was changed "
                 "during the run: start the run again with --overwrite."
             )
         _still_ours(output, plan)
@@ -219,10 +192,6 @@ def _write_parts(context: Context, partition: Partition, output: Location) -> tu
 def _part_writer(plan: Plan, partition: Partition, output: Location) -> PartWriter:
     tables = [spec for specs in plan.tables.values() for spec in specs]
     return PartWriter(output, tables, partition.index, plan.options.pyarrow_compression)
-
-
-def _rows_of(partition: Partition) -> str:
-    return f"Rows {partition.start} to {partition.stop} of {partition.file.path} (partition {partition.index})"
 
 
 def _within(seconds: float | None, partition: Partition, work: Callable[[], Receipt]) -> Receipt:
@@ -245,7 +214,7 @@ def _within(seconds: float | None, partition: Partition, work: Callable[[], Rece
         if answer.done():
             raise
         raise InterruptedRunError(
-            f"{_rows_of(partition)} took longer than --task-timeout ({seconds:g} s). Look whether storage or the model "
+            f"{partition.name} took longer than --task-timeout ({seconds:g} s). Look whether storage or the model "
             "hangs on them (or on others that they wait for), and go on with --resume, with a longer --task-timeout if "
             "it was only slow."
         ) from None
@@ -278,115 +247,25 @@ def _still_ours(output: Location, plan: Plan) -> None:
         raise InterruptedRunError(f"Another run has taken the output {output}. Give each run its own output.")
 
 
-def explain_rows(context: Context, partition: Partition) -> Batch:
-    """Explain a partition of at most ``batch_rows`` rows and write nothing."""
-    table, first = next(batches_of(context.plan, partition))
-    return explain_batch(context, table, partition, first)
-
-
-def batches_of(plan: Plan, partition: Partition) -> Iterator[tuple[pa.Table, int]]:
-    """Tables of at most ``batch_rows`` rows with hive keys added, and the position of each one's first row."""
-    in_file = [name for name in _input_columns(plan) if name not in plan.hive]
-    position = partition.start
-    for table in read_batches(
-        partition.file,
-        start=partition.start,
-        stop=partition.stop,
-        columns=in_file,
-        batch_rows=plan.batch_rows,
-    ):
-        for name in _input_columns(plan):
-            if name in plan.hive:
-                scalar = hive_value(partition.file, name, plan.hive[name])
-                table = table.append_column(name, pa.repeat(scalar, table.num_rows))
-        yield table, position
-        position += table.num_rows
-
-
-def _input_columns(plan: Plan) -> list[str]:
-    """File columns that are read: the model's, then ids and cohorts that are not among them."""
-    cohorts = [cohort.name for cohort in plan.cohorts if not cohort.predicted]
-    return list(dict.fromkeys([*plan.model_columns, *plan.ids, *cohorts]))
-
-
-def _model_columns(context: Context, table: pa.Table) -> pa.Table:
-    """The columns that the model needs, by its names."""
-    names = [column.name for column in context.artifacts.columns]
-    return table.select(context.plan.model_columns).rename_columns(names)
-
-
-def _explainer(context: Context) -> Callable[[pa.Table], Batch]:
-    plan = context.plan
-    return functools.partial(context.artifacts.explain, levels=plan.levels, sparse=plan.sparse_rows)
-
-
-def explain_batch(context: Context, table: pa.Table, partition: Partition, first: int) -> Batch:
-    """Explain a batch; a value that the model cannot take is named by file, row and column."""
-    explain = _explainer(context)
-    rows = _model_columns(context, table)
-    try:
-        return explain(rows)
-    except NOT_THE_ROWS:
-        raise
-    except BadValueError as error:
-        raise BadDataError(
-            f"Column '{error.column}' {error.reason} in row {first + error.row} of {partition.file.path}. Mend or "
-            "remove the row, or pass --max-bad-rows to go on without."
-        ) from error
-    except Exception as error:
-        # models refuse rows with exceptions of any type; the first guilty row makes the message useful
-        row, reason = first_refused(explain, rows, error)
-        raise _refused(reason, partition, first, table.num_rows, row) from error
-
-
-def _explain_good(
-    context: Context, table: pa.Table, partition: Partition, first: int, allowed: int | None
-) -> tuple[Batch | None, np.ndarray, list[BadRow]]:
-    """Explain the rows of a batch that can be, where so many others may be left out; None: where none may.
-
-    Returns the batch, the positions of its rows in the table, and the others.
-    """
-    if allowed is None:
-        return explain_batch(context, table, partition, first), np.arange(table.num_rows), []
-    explain = _explainer(context)
-    try:
-        batch, kept, bad = explain_good_rows(explain, _model_columns(context, table), allowed)
-    except NOT_THE_ROWS:
-        raise
-    except Exception as error:
-        raise _refused(error, partition, first, table.num_rows) from error
-    if context.plan.options.no_row_values:
-        return batch, kept, [BadRow(first + at, without_value(why), None) for at, why in bad]
-    return batch, kept, [BadRow(first + at, why, row_as_json(table, at)) for at, why in bad]
-
-
-def _refused(reason: Exception, partition: Partition, first: int, rows: int, guilty: int | None = None) -> BadDataError:
-    where = f"rows {first} to {first + rows} together" if guilty is None else f"row {first + guilty}"
-    alone = " Mend or remove the row, or pass --max-bad-rows to go on without." if guilty is not None else ""
-    return BadDataError(f"The model cannot take {where} of {partition.file.path}: {short(reason)}.{alone}")
-
-
 def _check_format(context: Context, batch: Batch, partition: Partition) -> None:
     """A features table says once for all rows whether they were sparse, where that makes a difference."""
     plan, explainer = context.plan, context.artifacts.explainer
     differs = sp.issparse(batch.matrix) != plan.sparse_rows
     if FEATURES in plan.tables and differs and explainer.depends_on_format:
         raise InterruptedRunError(
-            f"{_rows_of(partition)}: the model's featurizer makes sparse rows of some batches and dense ones of "
+            f"{partition.name}: the model's featurizer makes sparse rows of some batches and dense ones of "
             "others, for which this explainer has different importances, so the features table could not say how to "
             "explain them again. Leave 'features' out of --outputs."
         )
 
 
-def _count(
-    tally: _Tally, context: Context, table: pa.Table, batch: Batch, partition: Partition, rows: np.ndarray
-) -> None:
-    """Add a batch up; ``rows`` are the positions of its rows in the file."""
+def _count(tally: _Tally, context: Context, rows: Rows, batch: Batch) -> None:
+    """Add a batch up; ``rows`` are those of its lines."""
     artifacts = context.artifacts
-    tally.rows += batch.margins.shape[1]
-    _summarise(tally, context, table, batch)
-    _sketch(tally, context, table, batch)
-    _sample(tally, context, table, batch, partition, rows)
+    tally.lines += batch.margins.shape[1]
+    _summarise(tally, context, rows.table, batch)
+    _sketch(tally, context, rows.table, batch)
+    _sample(tally, context, rows, batch)
     for total, counts in ((tally.imputed, batch.imputed), (tally.padded, batch.padded)):
         for column, count in counts.items():
             total[column] = total.get(column, 0) + count
@@ -404,9 +283,9 @@ def _count(
     tally.residual = check.larger_than(tally.residual)
     if artifacts.explainer.additive and check.violated:
         raise IntegrityError(
-            f"The importances of row {int(rows[check.worst_row])} of {partition.file.path} miss the surrogate's margin "
-            f"by {check.largest:.3g} (output {check.worst_output}; allowed {check.allowed:g}). The explainer is "
-            "damaged, or its trees have counts that do not fit: make the explainer again."
+            f"The importances of {rows.place(check.worst_row)} miss the surrogate's margin by {check.largest:.3g} "
+            f"(output {check.worst_output}; allowed {check.allowed:g}). The explainer is damaged, or its trees have "
+            "counts that do not fit: make the explainer again."
         )
 
 
@@ -433,26 +312,24 @@ def _sketch(tally: _Tally, context: Context, table: pa.Table, batch: Batch) -> N
     sketches = context.plan.sketches
     if tally.sketched is None:
         tally.sketched = SketchTally(sketches)
-    rows = _model_columns(context, table)
+    rows = model_columns(context, table)
     count_sketches(tally.sketched, sketches, context.artifacts, rows, batch, _predicted(batch))
 
 
-def _sample(
-    tally: _Tally, context: Context, table: pa.Table, batch: Batch, partition: Partition, rows: np.ndarray
-) -> None:
+def _sample(tally: _Tally, context: Context, rows: Rows, batch: Batch) -> None:
     plan, explainer = context.plan, context.artifacts.explainer
-    chosen, numbers = plan.sampling.choose(partition.file.path, rows)
+    chosen, numbers = _chosen(plan.sampling, rows)
     if not len(chosen):
         return
-    here = table.take(pa.array(chosen))
+    sampled = rows.take(chosen)
+    here = sampled.table
     columns: dict[str, pa.Array] = {name: here[name] for name in plan.ids}
-    columns["source_file"] = pa.repeat(pa.scalar(partition.file.path), len(chosen))
-    columns["source_row"] = pa.array(rows[chosen])
+    columns.update(zip(("source_file", "source_row"), sampled.source(), strict=True))
     for spec in plan.tables.get("predictions", ()):
         arrays = _predictions(batch, spec)
         columns.update({name: array.take(pa.array(chosen)) for name, array in arrays.items()})
     if not plan.options.no_row_values:
-        named = _model_columns(context, here)
+        named = model_columns(context, here)
         columns.update({f"value.{name}": named[name] for name in named.column_names})
     names = {
         "engineered": [explainer.engineered_features[at] for at in explainer.used],
@@ -466,6 +343,21 @@ def _sample(
     tally.sampled.add(sample_rows(numbers, context.artifacts.labels or [None], columns, importances))
 
 
+def _chosen(sampling: Sampling, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the lines in the sample, and the numbers by which their rows were chosen."""
+    if isinstance(rows.paths, str):
+        return sampling.choose(rows.paths, rows.numbers)
+    paths = rows.paths.dictionary_encode()
+    found = []
+    for code, path in enumerate(paths.dictionary.to_pylist()):
+        of_file = np.flatnonzero(paths.indices.to_numpy() == code)
+        chosen, numbers = sampling.choose(path, rows.numbers[of_file])
+        found.append((of_file[chosen], numbers))
+    positions, numbers = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    order = np.argsort(positions)
+    return positions[order], numbers[order]
+
+
 def _partial(context: Context, tally: _Tally) -> Partial:
     statistics = Statistics.empty(context.layout) if tally.summed is None else tally.summed.statistics()
     sketches = SketchCounts.empty(context.plan.sketches) if tally.sketched is None else tally.sketched.counts()
@@ -473,12 +365,10 @@ def _partial(context: Context, tally: _Tally) -> Partial:
     return Partial(statistics, sketches, sampled[0] if sampled else None)
 
 
-def write_batch(
-    writer: PartWriter, context: Context, table: pa.Table, batch: Batch, partition: Partition, rows: np.ndarray
-) -> int:
-    """Write a batch to all tables; ``rows`` are the positions of its rows in the file. The number of its reasons."""
-    plan, lines = context.plan, 0
-    ids = ids_of(plan, table, partition, rows)
+def write_batch(writer: PartWriter, context: Context, rows: Rows, batch: Batch) -> int:
+    """Write a batch to all tables; ``rows`` are those of its lines. The number of its reasons."""
+    plan, table, lines = context.plan, rows.table, 0
+    ids = ids_of(plan, rows)
     for level, specs in plan.tables.items():
         if level == "predictions":
             writer.write(specs[0].folder, [*ids, *_predictions(batch, specs[0]).values()])
@@ -504,16 +394,13 @@ def write_batch(
     return lines
 
 
-def ids_of(plan: Plan, table: pa.Table, partition: Partition, rows: np.ndarray) -> list[pa.Array]:
-    """Ids of rows, as every table has them; ``rows`` are their positions in the file."""
+def ids_of(plan: Plan, rows: Rows) -> list[pa.Array]:
+    """Ids of rows, or of lines, as every table has them."""
     if not plan.ids:
-        return [
-            pa.repeat(pa.scalar(partition.file.path), table.num_rows),
-            pa.array(rows),
-        ]
+        return rows.source()
     arrays = []
     for name in plan.ids:
-        array = table[name].combine_chunks()
+        array = rows.table[name].combine_chunks()
         array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
         arrays.append(array.dictionary_decode() if pa.types.is_dictionary(array.type) else array)
     return arrays

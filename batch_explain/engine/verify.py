@@ -19,9 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batch_explain.engine.plan import Partition, Plan
+from batch_explain.engine.partitions import FilePartition, Partition
+from batch_explain.engine.plan import Plan
 from batch_explain.engine.quarantine import QUARANTINE
 from batch_explain.engine.recompute import Recomputed, Share, explain_again, stored_options
+from batch_explain.engine.series import SeriesColumns, SeriesPartition
 from batch_explain.errors import BatchExplainError, IntegrityError, InterruptedRunError, OptionError, mask_secrets
 from batch_explain.options import REASONS, RunOptions
 from batch_explain.results import is_finished
@@ -320,8 +322,10 @@ class _Checker:
         try:
             self.plan_json = json.loads(self.output.join(PLAN_FILE).read_bytes())
             # the input's place is of no matter here, and may be out of reach
+            here = self.output.url
+            options = stored_options(self.plan_json, self.output)
             self.plan = Plan.from_json(
-                self.plan_json, replace(stored_options(self.plan_json, self.output), input=self.output.url)
+                self.plan_json, replace(options, input=here, history=None if options.history is None else here)
             )
         except FileNotFoundError:
             self.report(PLAN_FILE, "is missing")
@@ -378,7 +382,7 @@ class _Checker:
         for receipt in self.receipts.values():
             for record in receipt.files:
                 folder = str(PurePosixPath(record.path).parent)
-                rows = receipt.rows_explained if folder in specs else receipt.rows_quarantined
+                rows = receipt.lines if folder in specs else receipt.rows_quarantined
                 if folder == REASONS:
                     rows = sum(receipt.statistics["lines_of_reasons"])
                 if self.is_sound(record.path) and self.is_sound(receipt_path(receipt.index)):
@@ -405,15 +409,10 @@ class _Checker:
 
     def _check_rows(self, plan: Plan) -> None:
         """Rows add up: for each input file, and in all."""
-        parts = {file: list(cut) for file, cut in groupby(plan.partitions, key=lambda partition: partition.file.path)}
-        for file in plan.files:
-            stop = 0
-            for partition in parts.get(file.path, []):
-                if partition.start != stop:
-                    self.report(PLAN_FILE, f"leaves out or repeats rows of {file.path} before row {partition.start}")
-                stop = partition.stop
-            if plan.options.limit is None and stop != file.rows:
-                self.report(PLAN_FILE, f"cuts {stop} of the {file.rows} rows of {file.path} into partitions")
+        if plan.series is None:
+            self._check_cuts(plan)
+        else:
+            self._check_series(plan, plan.series)
         if self.info is None or len(self.receipts) < len(plan.partitions):
             return
         expected = {
@@ -422,6 +421,9 @@ class _Checker:
             "explained": sum(receipt.rows_explained for receipt in self.receipts.values()),
             "quarantined": sum(receipt.rows_quarantined for receipt in self.receipts.values()),
         }
+        if plan.series is not None:
+            expected["lines"] = sum(receipt.lines for receipt in self.receipts.values())
+            expected["context"] = sum(plan.series.context.values())
         found = {"quarantined": 0, **self.info.get("rows", {})}
         for name, rows in expected.items():
             if found.get(name) != rows:
@@ -431,6 +433,35 @@ class _Checker:
             self.report(RUN_FILE, f"says that there are {said} partitions; the plan has {len(plan.partitions)}")
         if self.info.get("tables") != {level: [s.folder for s in specs] for level, specs in plan.tables.items()}:
             self.report(RUN_FILE, "names other tables than the plan")
+
+    def _check_cuts(self, plan: Plan) -> None:
+        """Each file is cut into partitions without gaps."""
+        cuts = [partition for partition in plan.partitions if isinstance(partition, FilePartition)]
+        parts = {path: list(cut) for path, cut in groupby(cuts, key=lambda partition: partition.file.path)}
+        for file in plan.files:
+            stop = 0
+            for partition in parts.get(file.path, []):
+                if partition.start != stop:
+                    self.report(PLAN_FILE, f"leaves out or repeats rows of {file.path} before row {partition.start}")
+                stop = partition.stop
+            if plan.options.limit is None and stop != file.rows:
+                self.report(PLAN_FILE, f"cuts {stop} of the {file.rows} rows of {file.path} into partitions")
+
+    def _check_series(self, plan: Plan, columns: SeriesColumns) -> None:
+        """Each series is in one partition, and these have all rows of each file but those with a known target."""
+        cuts = [partition for partition in plan.partitions if isinstance(partition, SeriesPartition)]
+        for key, times in Counter(key for partition in cuts for key, _ in partition.series).items():
+            if times > 1:
+                self.report(PLAN_FILE, f"has the series {key} in {times} partitions")
+        rows = Counter[str](columns.context)
+        for partition in cuts:
+            if sum(piece.rows for piece in partition.input) != partition.rows:
+                self.report(PLAN_FILE, f"counts the rows of partition {partition.index} in two ways")
+            for piece in partition.input:
+                rows[piece.file.path] += piece.rows
+        for file in plan.files:
+            if plan.options.limit is None and rows[file.path] != file.rows:
+                self.report(PLAN_FILE, f"divides {rows[file.path]} of the {file.rows} rows of {file.path} into series")
 
     def _check_summaries(self, plan: Plan) -> None:
         """The global summaries are what the partitions' own add up to."""
@@ -454,7 +485,7 @@ class _Checker:
             tables = summary_tables(
                 layout,
                 statistics,
-                rows=sum(receipt.rows_explained for receipt in self.receipts.values()),
+                rows=sum(receipt.lines for receipt in self.receipts.values()),
                 features=features,
                 used=np.array(used, dtype=np.int64),
                 outputs=outputs,
@@ -545,9 +576,11 @@ def _contradiction(receipt: Receipt, plan: Plan, partition: Partition, tables: S
             f"does not add up: {receipt.rows_in} rows were read, {receipt.rows_explained} explained, "
             f"{receipt.rows_quarantined} quarantined"
         )
-    lines, batches = receipt.statistics.get("lines_of_reasons"), -(-partition.rows // plan.batch_rows)
+    lines, batches = receipt.statistics.get("lines_of_reasons"), partition.batches(plan.batch_rows)
     if receipt.rows_explained and not (isinstance(lines, list) and [type(each) for each in lines] == [int] * batches):
         return "does not say how many reasons each batch has"
+    if plan.series is None and receipt.lines != receipt.rows_explained:
+        return f"says that there are {receipt.lines} lines of {receipt.rows_explained} rows"
     found = Counter(record.path for record in receipt.files)
     folders = [*tables, *([QUARANTINE] if receipt.rows_quarantined else [])]
     expected = Counter(part_path(folder, partition.index) for folder in folders)

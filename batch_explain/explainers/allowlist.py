@@ -176,6 +176,10 @@ CLASSES: dict[str, str] = {
     "azureml.training.tabular.featurization.timeseries.unique_target_grain_dropper": "UniqueTargetGrainDropper",
     "azureml.training.tabular.models.calibrated_model": "CalibratedModel",
     "azureml.training.tabular.models.differencing_y_transformer": "DifferencingYTransformer",
+    # naive models stand in for series that the learner does not know; as learners they are refused, by name
+    "azureml.training.tabular.models.forecasting_models": (
+        "Average Naive SeasonalAverage SeasonalNaive _LowCapacityModelStateContainer"
+    ),
     "azureml.training.tabular.models.forecasting_pipeline_wrapper": "ForecastingPipelineWrapper RegressionPipeline",
     "azureml.training.tabular.models.pipeline_with_ytransformations": "PipelineWithYTransformations",
     "azureml.training.tabular.models.sparse_scale_zero_one": "SparseScaleZeroOne",
@@ -184,6 +188,7 @@ CLASSES: dict[str, str] = {
     "azureml.training.tabular.models.voting_ensemble": "PreFittedSoftVotingClassifier PreFittedSoftVotingRegressor",
     "azureml.training.tabular.models.y_pipeline_transformer": "YPipelineTransformer",
     "azureml.training.tabular.timeseries._automl_forecast_freq": "AutoMLForecastFreq",
+    "azureml.training.tabular.timeseries._time_series_data_set": "TimeSeriesDataSet",
     "sklearn_pandas.categorical_imputer": "CategoricalImputer",
     "sklearn_pandas.dataframe_mapper": "DataFrameMapper",
     "sklearn_pandas.pipeline": "TransformerPipeline",

@@ -19,6 +19,7 @@ from batch_explain.explainers.origins import made_with
 from batch_explain.explainers.skeleton import imports_of
 from batch_explain.explainers.stream import PickleStream
 from batch_explain.storage.filesystems import Location
+from batch_explain.teachers.forecast_models import CURE, refused_by_name
 
 _SHOWN = 5
 _DAMAGED = (pickle.UnpicklingError, EOFError, UnicodeDecodeError, zlib.error, lzma.LZMAError, MemoryError)
@@ -117,6 +118,8 @@ def _refusal(error: RefusedError, data: bytes, place: Location, what: str, trust
             "it ran. A pickle can run any program as you, and this one was made to do something else than to be a "
             f"{what}: do not use the file, and tell whoever made it."
         )
+    if (without := refused_by_name(error.name)) is not None:
+        return f"The {what} {place} {without}. {CURE}."
     others = [name for name in imports_of(data) if not is_listed(name) and name not in {*trust, error.name}]
     also = f" Not on the list are also {', '.join(others[:_SHOWN])}{' …' * (len(others) > _SHOWN)}." if others else ""
     flags = " ".join(f"--trust {name}" for name in [error.name, *others][:_SHOWN])

@@ -1,10 +1,10 @@
 """The input dataset: which parquet files, what is in their footers, and reading ranges of their rows."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -58,6 +58,17 @@ class InputFile:
     problem: str | None = None
     description: str | None = field(repr=False, default=None)
 
+    def to_json(self) -> dict[str, Any]:
+        """The form in a stored plan: without its place, which may hold credentials, and its schema."""
+        return {
+            "path": self.path,
+            "bytes": self.bytes,
+            "rows": self.rows,
+            "row_groups": list(self.row_groups),
+            "fingerprint": self.fingerprint,
+            "problem": self.problem,
+        }
+
 
 def discover(url: str, max_bad_files: int = 0) -> list[InputFile]:
     """List the parquet files of a dataset, sorted by path, with their footers read.
@@ -100,6 +111,19 @@ def discover(url: str, max_bad_files: int = 0) -> list[InputFile]:
             "--max-bad-files to go on without."
         )
     return sorted(files, key=lambda file: file.path)
+
+
+def input_files(content: Iterable[dict[str, Any]], url: str) -> tuple[InputFile, ...]:
+    """Files of a stored plan, whose dataset is at ``url`` now."""
+    root = dataset_root(url)
+    return tuple(
+        InputFile(
+            **{**file, "row_groups": tuple(file["row_groups"])},
+            url=root.join(file["path"]).url,
+            hive=hive_keys(file["path"]),
+        )
+        for file in content
+    )
 
 
 def dataset_root(url: str) -> Location:

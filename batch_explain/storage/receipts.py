@@ -12,7 +12,7 @@ from batch_explain.storage.atomic import FileRecord, write_json
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.tables import part_name, part_path
 
-VERSION = 3
+VERSION = 4
 RECEIPTS_FOLDER = "_run/receipts"
 PARTIALS_FOLDER = "_run/partials"
 
@@ -28,7 +28,9 @@ class Receipt:
     run_id : str
         The run that it belongs to.
     rows_in, rows_explained, rows_quarantined : int
-        Rows read, rows written to every table, and rows written to the quarantine instead.
+        Rows read, rows explained in every table, and rows written to the quarantine instead.
+    lines : int
+        Lines that every table of importances has: one for each explained row, but in forecasting one for each origin.
     files : tuple of FileRecord
         Its parts.
     partial : FileRecord
@@ -44,6 +46,7 @@ class Receipt:
     rows_in: int
     rows_explained: int
     rows_quarantined: int
+    lines: int
     files: tuple[FileRecord, ...]
     partial: FileRecord
     statistics: dict[str, Any]

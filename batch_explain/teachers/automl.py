@@ -11,11 +11,10 @@ import scipy.sparse as sp
 from sklearn.pipeline import Pipeline
 
 from batch_explain.errors import ArtifactError, InterruptedRunError
-from batch_explain.teachers.base import Predictions, predict_with
+from batch_explain.teachers.base import Predictions, Series, predict_with
 from batch_explain.teachers.columns import Column
 
 FEATURIZER_STEP = "datatransformer"
-FORECASTING_STEP = "timeseriestransformer"
 _KNOWN_KINDS = set("iufbMO")  # others, such as categories, are passed on as they are read
 _FILL_NULLS = {"SimpleImputer", "ImputationMarker"}
 
@@ -33,14 +32,10 @@ class AutoMLTeacher:
     """
 
     kind = "AutoML pipeline"
+    series: Series | None = None
 
     def __init__(self, model: Any, raw_features: Sequence[str] | None) -> None:
         steps = list(model.steps)
-        if steps[0][0] == FORECASTING_STEP:
-            raise ArtifactError(
-                "The model is an AutoML forecasting pipeline, which has no usable predict and whose rows cannot be "
-                "explained one by one. Pass a classification or regression pipeline."
-            )
         self.kind = f"AutoML pipeline ({type(steps[-1][1]).__name__})"
         self._model = model
         self._featurizer: Any = steps[0][1] if steps[0][0] == FEATURIZER_STEP else None

@@ -27,6 +27,30 @@ class Predictions:
     probabilities: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class Series:
+    """Columns by which a forecasting model knows its series; the model's names.
+
+    Parameters
+    ----------
+    time : str
+    names : tuple of str
+        Columns that together name a series; empty: there is one.
+    origin : str or None
+        What the model calls the time from which a row is forecast; None where it needs no past targets.
+    target : str or None
+        Name of the target; None where the model does not record it.
+    lines_of_a_row : int
+        Most lines that a row may become: one for each origin.
+    """
+
+    time: str
+    names: tuple[str, ...]
+    origin: str | None
+    target: str | None
+    lines_of_a_row: int
+
+
 class Teacher(Protocol):
     """A fitted model, cut between featurizer and estimator.
 
@@ -46,6 +70,8 @@ class Teacher(Protocol):
         Names of the featurizer's output columns; None when the model does not say.
     estimator : object
         What predicts from the featurizer's output.
+    series : Series or None
+        Of a forecasting model, whose rows are featurized as whole series; None: each row for itself.
     """
 
     kind: str
@@ -55,6 +81,7 @@ class Teacher(Protocol):
     columns: tuple[Column, ...]
     engineered_features: tuple[str, ...] | None
     estimator: Any
+    series: Series | None
 
     def featurize(self, frame: pd.DataFrame) -> Any:
         """Raw frame -> engineered rows, shape (row, engineered), as the model's own featurizer hands them on."""

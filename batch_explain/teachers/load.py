@@ -22,12 +22,15 @@ def teacher_of(model: Any, raw_features: Sequence[str] | None, where: str) -> Te
     Raises
     ------
     ArtifactError
-        If the model is no classification or regression model.
+        If the model is no classification, regression or forecasting model, or has no explanation.
     """
     from batch_explain.teachers.automl import AutoMLTeacher, is_automl
+    from batch_explain.teachers.forecasting import ForecastingTeacher, is_forecasting
     from batch_explain.teachers.sklearn import SklearnTeacher
 
     try:
+        if is_forecasting(model):
+            return ForecastingTeacher(model)
         return AutoMLTeacher(model, raw_features) if is_automl(model) else SklearnTeacher(model, raw_features)
     except ArtifactError as error:
         raise ArtifactError(f"{where}: {error}") from error

@@ -11,12 +11,14 @@ from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
 
 from batch_explain.errors import ArtifactError
-from batch_explain.teachers.base import Predictions, predict_with
+from batch_explain.teachers.base import Predictions, Series, predict_with
 from batch_explain.teachers.columns import Column
 
 
 class SklearnTeacher:
     """A scikit-learn ``Pipeline`` (all steps but the last featurize), or an estimator on engineered features."""
+
+    series: Series | None = None
 
     def __init__(self, model: Any, raw_features: Sequence[str] | None) -> None:
         if isinstance(model, type) or not hasattr(model, "predict"):
