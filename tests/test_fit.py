@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,54 @@ def test_more_rows_than_may_be_are_sampled_and_said(frame: pd.DataFrame, tmp_pat
         "files": 1, "rows": ROWS, "fitted_on": 200, "sampled": True, "without_label": 0,
     }  # fmt: skip
     assert any("200 of 1,500 training rows, a sample" in each for each in fitted.info["decisions"])
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.soak)])
+@once
+def test_a_killed_fit_is_no_fit_and_is_done_again(kills: int, frame: pd.DataFrame, tmp_path: Path) -> None:
+    """``kill -9`` at instants spread over the writing: never taken for finished, and replaced by the same bytes."""
+    job = Job(tmp_path, frame, "bought", LogisticRegression())
+    whole = tmp_path / "whole"
+    job.fit("whole", surrogate_args={"num_leaves": 15})
+    command = [
+        sys.executable, "-m", "batch_explain", "fit", "--model", str(tmp_path / "model.pkl"), "--train",
+        str(tmp_path / "train.parquet"), "--label", "bought", "--surrogate-arg", "num_leaves=15", "--output",
+    ]  # fmt: skip
+    options: Any = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "stderr": subprocess.DEVNULL}
+    seen = set()
+    for number in range(kills):
+        output = tmp_path / str(number)
+        process = subprocess.Popen([*command, str(output)], stdout=subprocess.DEVNULL, **options)
+        late = ["bundle/bundle.json", "held_out/_run/plan.json"][number % 2]
+        while process.poll() is None and not (output / late).exists():
+            time.sleep(0.002)
+        time.sleep(number // 2 * 0.01)
+        process.kill()
+        process.wait()
+        seen.add((output / "fit.json").exists())
+        if not (output / "fit.json").exists():
+            with pytest.raises(BatchExplainError, match="no finished fit"):
+                bx.open_fit(output)
+            with pytest.raises(BatchExplainError, match=r"a fit that was not finished.*--overwrite"):
+                job.fit(str(number))
+        job.fit(str(number), overwrite=True, surrogate_args={"num_leaves": 15})
+        for path in ("bundle/bundle.json", "held_out.parquet", "held_out/raw/part-00000.parquet"):
+            assert (output / path).read_bytes() == (whole / path).read_bytes(), path
+    assert False in seen, "no kill came in time"
+
+
+@once
+def test_rows_that_cannot_be_explained_end_a_fit(frame: pd.DataFrame, tmp_path: Path) -> None:
+    job = Job(tmp_path, frame, "bought", LogisticRegression())
+    rows = frame[[*NUMBERS, "kind"]].iloc[:50].copy()
+    rows.loc[7, "a"] = np.inf
+    rows.to_parquet(tmp_path / "test.parquet", index=False)
+    with pytest.raises(BatchExplainError, match=r"row 7 of test.parquet.*fit again with --overwrite") as caught:
+        job.fit("out", test=tmp_path / "test.parquet")
+    assert caught.value.exit_code == 3
+    assert len(bx.load_explainer(tmp_path / "out/bundle").used) > 2
+    with pytest.raises(BatchExplainError, match="no finished fit"):
+        bx.open_fit(tmp_path / "out")
 
 
 def test_the_model_itself(frame: pd.DataFrame, tmp_path: Path) -> None:

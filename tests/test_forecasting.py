@@ -243,6 +243,32 @@ def test_a_forecasting_model_that_is_trees_explains_itself(forecasting: Callable
     np.testing.assert_allclose(total, lines_of(result, "predictions").prediction, rtol=1e-9)
 
 
+def test_a_fit_makes_the_explainer_that_the_sdk_makes(forecasting: Callable[[str], Any], tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from tests.automl_fixtures.forecasting import sdk_lines
+
+    paths = forecasting("lags")
+    rows, train = next_days(paths), tmp_path / "train.parquet"
+    paths.train.to_parquet(train, index=False)
+    given = {"model": paths.model, "train": train, "label": "demand", "output": tmp_path / "fitted"}
+    with pytest.raises(OptionError, match="by --test"):
+        bx.fit(**given)
+    with pytest.raises(OptionError, match="series are not cut"):
+        bx.fit(**given, test=write(tmp_path / "test", rows, target=True), max_train_rows=100)
+    with pytest.raises(OptionError, match="Leave --surrogate out"):
+        bx.fit(**given, test=tmp_path / "test", surrogate="faithful")
+    assert not (tmp_path / "fitted").exists()
+    fitted = bx.fit(**given, test=tmp_path / "test", surrogate_args={"n_estimators": 30})
+    made = replace(paths, explainer=tmp_path / "fitted/scoring_explainer.pkl")
+    engineered, raw = sdk_lines(made, paths.train, rows)
+    assert_are(lines_of(fitted.held_out, "engineered"), engineered, paths.grain)
+    assert_are(lines_of(fitted.held_out, "raw"), raw, paths.grain)
+    assert fitted.held_out.info["fidelity"]["r2"] > 0.9
+    by_bundle = run(replace(paths, explainer=tmp_path / "fitted"), tmp_path / "test", tmp_path / "out")
+    pd.testing.assert_frame_equal(lines_of(by_bundle, "raw"), lines_of(fitted.held_out, "raw"), rtol=0, atol=1e-12)
+
+
 class TestEnsembles:
     def test_of_regressions_is_explained_at_the_latest_origin(
         self, forecasting: Callable[[str], Any], tmp_path: Path

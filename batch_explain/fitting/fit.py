@@ -14,7 +14,14 @@ from batch_explain.engine.artifacts import match
 from batch_explain.engine.export import export_bundle
 from batch_explain.engine.plan import versions
 from batch_explain.engine.runner import run
-from batch_explain.errors import InputError, OptionError, OutputRefusedError, mask_secrets
+from batch_explain.errors import (
+    BadDataError,
+    InputError,
+    InterruptedRunError,
+    OptionError,
+    OutputRefusedError,
+    mask_secrets,
+)
 from batch_explain.events import Observer, Waiting
 from batch_explain.explainers.base import Explainer
 from batch_explain.explainers.direct import direct_explainer
@@ -121,6 +128,8 @@ def fit(*, observers: Sequence[Observer] = (), **options: Any) -> Fitted:
     leftovers = refuse_taken(output, asked)
     model, teacher = _model(asked)
     train = find(asked.train, teacher, asked.label, option="--train")
+    if teacher.series is not None:
+        _check_forecasting(asked, train)
     test = None if asked.test is None else find(asked.test, teacher, asked.label, option="--test", needs_label=False)
     fitted_on, held = split(train, asked.max_train_rows, hold_out=test is None)
     rows = read(train, fitted_on, teacher)
@@ -148,8 +157,7 @@ def fit(*, observers: Sequence[Observer] = (), **options: Any) -> Fitted:
             for level in ("engineered", "raw"):
                 if finished.info["features"][level]:
                     finished.save_explanation(output.join(EXPLANATIONS, level).url, level)
-            truth = [held_rows.labels] if held_rows is not None else labels_of(test) if test and test.label else ()
-            info = _record(asked, teacher, made, told, finished, accuracy(finished, truth))
+            info = _record(asked, teacher, made, told, finished, _accuracy(teacher, finished, held_rows, test))
             info["files"] = checksums(output)
             lock.check()
             write_bytes(output, RECORD, json_bytes(info))
@@ -190,6 +198,32 @@ def _model(options: FitOptions) -> tuple[Any, Teacher]:
             "right model."
         )
     return model, teacher
+
+
+def _check_forecasting(options: FitOptions, train: Dataset) -> None:
+    """Series cannot be sampled by rows, and what was trained on cannot be forecast."""
+    if options.test is None:
+        raise OptionError(
+            "The model forecasts, so the explainer is judged on rows after those of its training, and none can be held "
+            "out of these. Pass the rows that follow, as far as the model's horizon, by --test."
+        )
+    if options.surrogate != "sdk":
+        raise OptionError(
+            f"--surrogate is {options.surrogate}, and the model forecasts: the SDK's surrogate already learns what its "
+            "learner predicts. Leave --surrogate out, or pass --direct where the learner is made of trees."
+        )
+    if train.rows > options.max_train_rows and not options.direct:
+        raise OptionError(
+            f"The training data has {train.rows:,} rows, and --max-train-rows is {options.max_train_rows:,}: series "
+            "are not cut. Pass fewer series by --train, or a larger --max-train-rows."
+        )
+
+
+def _accuracy(teacher: Teacher, run: Run, held: Rows | None, test: Dataset | None) -> dict[str, Any] | None:
+    """How right the model is; not asked of forecasts, whose lines stand in another order than the rows."""
+    if teacher.series is not None:
+        return None
+    return accuracy(run, [held.labels] if held is not None else labels_of(test) if test and test.label else ())
 
 
 def _check_labels(teacher: Teacher, labels: pd.Series, name: str) -> None:
@@ -303,17 +337,23 @@ def _explain(
         "input": output.join(HELD_OUT_ROWS).url,
         "id_columns": (FILE, ROW),
     }  # fmt: skip
-    return run(
-        RunOptions.create(
-            **source,
-            model=options.model,
-            explainer=output.join(BUNDLE).url,
-            output=output.join(HELD_OUT).url,
-            scheduler=options.scheduler or ("processes" if count > _MANY_ROWS else "sync"),
-            trust=options.trust,
-        ),
-        observers,
+    bundle = output.join(BUNDLE)
+    asked = RunOptions.create(
+        **source,
+        model=options.model,
+        explainer=bundle.url,
+        output=output.join(HELD_OUT).url,
+        scheduler=options.scheduler or ("processes" if count > _MANY_ROWS else "sync"),
+        trust=options.trust,
     )
+    try:
+        return run(asked, observers)
+    except (BadDataError, InterruptedRunError) as error:
+        raise type(error)(
+            f"{error} So the explainer could not be judged, and the fit is not finished: a fit has neither "
+            "--max-bad-rows nor --resume. Mend what is said above and fit again with --overwrite; what was made, "
+            f"{bundle}, is whole."
+        ) from error
 
 
 def _record(

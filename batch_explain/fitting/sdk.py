@@ -75,8 +75,14 @@ def _made(
     from interpret_community.common.constants import ShapValuesOutput
     from interpret_community.mimic.models import LGBMExplainableModel, LinearExplainableModel
 
+    forecasting = teacher.series is not None  # whose rows only make sense after those of training
     setup = automl_setup_model_explanations(
-        model, X=frame, X_test=frame.iloc[:_SETUP_ROWS], y=labels, task=teacher.task, downsample=False
+        model,
+        X=frame,
+        X_test=None if forecasting else frame.iloc[:_SETUP_ROWS],
+        y=labels,
+        task="forecasting" if forecasting else teacher.task,
+        downsample=False,
     )
     linear = options.surrogate_model == "linear"
     given = dict(setup.surrogate_model_params.get("explainable_model_args", {}))
