@@ -50,7 +50,7 @@ def test_plan_then_tasks_then_finalize(engineered: Engineered, rows: Path, whole
     assert (
         early.exit_code == 5
         and "12 of 12 partitions" in early.stderr
-        and "rows 0 to 300 of a/0.parquet" in early.stderr
+        and "Rows 0 to 300 of a/0.parquet" in early.stderr
     )
     resumed = CliRunner().invoke(cli, ["run", *map(str, options), "--resume", "--quiet"])
     assert resumed.exit_code == 0, resumed.output

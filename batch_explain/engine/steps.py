@@ -15,13 +15,15 @@ from batch_explain.engine.artifacts import Artifacts
 from batch_explain.engine.baseline import check_baseline, refuse_drift
 from batch_explain.engine.estimate import Estimate
 from batch_explain.engine.executors import worker_context
+from batch_explain.engine.explaining import Context
 from batch_explain.engine.finalize import finalize
-from batch_explain.engine.plan import Partition, Plan, read_plan, read_plan_json, write_plan
+from batch_explain.engine.partitions import FilePartition, Partition
+from batch_explain.engine.plan import Plan, read_plan, read_plan_json, write_plan
 from batch_explain.engine.quarantine import Limits
 from batch_explain.engine.recompute import stored_options
 from batch_explain.engine.resume import finished
 from batch_explain.engine.runner import prepare, reading_errors, storage_errors
-from batch_explain.engine.task import Context, run_partition
+from batch_explain.engine.task import run_partition
 from batch_explain.errors import InterruptedRunError, OptionError
 from batch_explain.events import Event, Observer
 from batch_explain.options import RunOptions
@@ -231,22 +233,38 @@ def refuse_missing(plan: Plan, done: set[int]) -> None:
     missing = [partition for partition in plan.partitions if partition.index not in done]
     if not missing:
         return
-    files = Counter(partition.file.path for partition in missing)
-    named = [f"{partition.index} (rows {partition.start} to {partition.stop} of {partition.file.path})"
-             for partition in missing[:_NAMED]]  # fmt: skip
+    files = Counter(path for partition in missing for path in partition.paths)
+    named = "; ".join(partition.name for partition in missing[:_NAMED])
     more = f" and {len(missing) - _NAMED:,} more" if len(missing) > _NAMED else ""
     raise InterruptedRunError(
-        f"{len(missing):,} of {len(plan.partitions):,} partitions have no valid receipt: {', '.join(named)}{more}. "
+        f"{len(missing):,} of {len(plan.partitions):,} partitions have no valid receipt: {named}{more}. "
         f"Have the platform explain {'this file' if len(files) == 1 else f'these {len(files):,} files'} again (what is "
         "done is skipped), or go on with batch-explain run and --resume, then finalize again."
     )
+
+
+def of_files(plan: Plan) -> list[FilePartition]:
+    """The partitions, where a platform may bring them file by file.
+
+    Raises
+    ------
+    OptionError
+        If they hold whole series, whose rows are in several files.
+    """
+    found = [partition for partition in plan.partitions if isinstance(partition, FilePartition)]
+    if len(found) < len(plan.partitions):
+        raise OptionError(
+            "The model forecasts: its partitions are whole series, whose rows may be in any file, so a platform cannot "
+            "bring them file by file. Explain them by batch-explain run on one node."
+        )
+    return found
 
 
 def _forecast(plan: Plan, artifacts: Artifacts, timeout: float) -> Forecast:
     """Measure a task on some rows, and say how many files a mini-batch may have."""
     row_seconds, task_seconds = _measured(plan, artifacts, min(timeout, _MEASURED_SECONDS))
     needed: defaultdict[str, float] = defaultdict(float)
-    for partition in plan.partitions:
+    for partition in of_files(plan):
         needed[partition.file.path] += task_seconds + partition.rows * row_seconds
     ordered = sorted(needed.items(), key=lambda item: -item[1])
     largest, most = ordered[0]
@@ -265,7 +283,7 @@ def _forecast(plan: Plan, artifacts: Artifacts, timeout: float) -> Forecast:
 
 def _measured(plan: Plan, artifacts: Artifacts, most_seconds: float) -> tuple[float, float]:
     """Seconds that a row takes, and a task beside its rows: by tasks of more and more rows, in another folder."""
-    part = max(plan.partitions, key=lambda partition: partition.rows)
+    part = max(of_files(plan), key=lambda partition: partition.rows)
     rows, fewest, times = min(part.rows, _FEWEST_MEASURED), min(part.rows, _FEWEST_MEASURED), dict[int, float]()
     if not rows:
         return 0.0, 0.0
