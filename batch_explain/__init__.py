@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from batch_explain.engine.verify import verify as verify_run
     from batch_explain.explainers.load import load_explainer
     from batch_explain.fitting.fit import fit, open_fit
+    from batch_explain.integrations.azureml import EntryScript
     from batch_explain.integrations.mlflow import log_to_mlflow
     from batch_explain.integrations.registry import register
     from batch_explain.integrations.tracked import explain_dataset
     from batch_explain.results import Run, open_explanation, open_run
 
 __all__ = [
+    "EntryScript",
     "Run",
     "__version__",
     "compare_runs",
@@ -43,6 +45,7 @@ __all__ = [
 
 # resolved at first use, so that 'batch-explain --help' imports nothing heavy
 _PLACES = {
+    "EntryScript": ("batch_explain.integrations.azureml", "EntryScript"),
     "compare_runs": ("batch_explain.drift", "compare_runs"),
     "export_bundle": ("batch_explain.engine.export", "export_bundle"),
     "explain_dataset": ("batch_explain.integrations.tracked", "explain_dataset"),

@@ -1,16 +1,29 @@
 """A platform that brings the partitions: plan first, mini-batches by several processes, finalize last."""
 
+import contextlib
+import io
 import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
 import batch_explain as bx
 from batch_explain.cli import cli
-from batch_explain.errors import InterruptedRunError, OptionError
-from tests.comparing import digests
-from tests.conftest import Engineered
+from batch_explain.errors import InputError, InterruptedRunError, OptionError
+from batch_explain.integrations.minibatches import match
+from batch_explain.storage.dataset import discover
+from tests.comparing import digests, frame_of
+from tests.conftest import ROOT, Engineered, once
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +90,178 @@ def test_a_mini_batch_that_cannot_be_done_in_time_is_foretold(
         bx.finalize_run(tmp_path / "none")
     with pytest.raises(InterruptedRunError, match="6 of 6 partitions"):
         bx.finalize_run(tmp_path / "short")
+
+
+class Platform:
+    """Several worker processes of a parallel step; the input is mounted elsewhere than it was planned."""
+
+    def __init__(self, script: Path, arguments: list[Any], workers: int, **environment: str) -> None:
+        command = [sys.executable, ROOT / "tests/platform_worker.py", script, *arguments, "--progress_update", "5", "x"]
+        self._command = [str(part) for part in command]
+        self._environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+        self.workers = [self.start() for _ in range(workers)]
+
+    def start(self) -> "subprocess.Popen[str]":
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            self._command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=self._environment, cwd=ROOT
+        )
+
+    def give(self, worker: int, **task: Any) -> None:
+        stream = self.workers[worker].stdin
+        assert stream is not None
+        stream.write(json.dumps(task) + "\n")
+        stream.flush()
+
+    def answer(self, worker: int) -> dict[str, Any]:
+        stream = self.workers[worker].stdout
+        assert stream is not None
+        line = stream.readline()
+        assert line, self.workers[worker].communicate()[1]
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def ask(self, worker: int, **task: Any) -> dict[str, Any]:
+        self.give(worker, **task)
+        return self.answer(worker)
+
+    def kill(self, worker: int) -> None:
+        """`kill -9`, and another process in its place."""
+        self.workers[worker].kill()
+        self.workers[worker].communicate()
+        self.workers[worker] = self.start()
+
+    def shut_down(self) -> list[str]:
+        ended = [worker.communicate(timeout=120)[1] for worker in self.workers]
+        assert all(worker.returncode == 0 for worker in self.workers), ended
+        return ended
+
+
+@contextlib.contextmanager
+def platform(*arguments: Any, script: str = "parallel_run_step.py", workers: int = 3, **env: str) -> Iterator[Platform]:
+    found = Platform(ROOT / "jobs" / script, list(arguments), workers, **env)
+    try:
+        yield found
+    finally:
+        for worker in found.workers:
+            if worker.poll() is None:
+                worker.kill()
+                worker.communicate()
+
+
+def files_of(folder: Path) -> list[str]:
+    return [str(path) for path in sorted(folder.rglob("*.parquet"))]
+
+
+def wait_for(folder: Path, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while not (folder.exists() and len(list(folder.glob("*.json"))) >= count):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def values_by_row(run: bx.Run, ids: list[str]) -> pd.DataFrame:
+    frame = frame_of(run, "engineered")
+    assert not frame.duplicated(ids).any()
+    return frame.sort_values(ids, ignore_index=True)
+
+
+def test_a_hostile_platform_with_a_plan(engineered: Engineered, rows: Path, whole: bx.Run, tmp_path: Path) -> None:
+    """Killed in the middle, repeated, twice at once, out of order: the bytes of `explain_dataset`."""
+    output, mount = tmp_path / "out", tmp_path / "mnt/INPUT_data"
+    shutil.copytree(rows, mount)
+    options = {"explainer": engineered.explainer, "output": output}
+    bx.plan_dataset(input=rows, **options, partition_rows=300)
+    files = files_of(mount)
+    with platform("--output", output, "--explainer", engineered.explainer) as azure:
+        azure.give(0, files=files)
+        wait_for(output / "_run/receipts", 1)
+        azure.kill(0)
+        begun = len(list((output / "_run/receipts").iterdir()))
+        assert 1 <= begun < 12
+        azure.give(1, files=files[::-1][:4])
+        azure.give(2, files=files[::-1][:4], context=True)  # the same one twice at once
+        assert [azure.answer(1)["items"], azure.answer(2)["items"]] == [4, 4]
+        assert azure.ask(0, files=[]) == {"items": 0, "content": "[]"}
+        wrong = azure.ask(2, files=[str(engineered.explainer)])
+        assert "is none of the planned files" in wrong["error"]
+        with pytest.raises(InterruptedRunError, match=r"have no valid receipt: .*of a/"):
+            bx.finalize_run(output)
+        before = {path: path.stat().st_mtime_ns for path in (output / "engineered").iterdir()}
+        assert azure.ask(1, files=files)["items"] == 6  # what is done is left alone
+        assert all(path.stat().st_mtime_ns == then for path, then in before.items())
+        said = azure.shut_down()
+    assert all("ignored: --progress_update 5 x" in each for each in said)
+    assert digests(output) == digests(Path(str(whole.location)))
+    run = bx.open_run(output)
+    assert run.info["rows"]["explained"] == 3_000 and bx.verify_run(str(output)).ok
+
+
+def test_files_of_one_name_are_told_apart_or_refused(engineered: Engineered, rows: Path, tmp_path: Path) -> None:
+    """`0.parquet` at the root and `a/0.parquet` below: by content, by the root, or not at all."""
+    data = tmp_path / "rows"
+    shutil.copytree(rows / "a", data / "a")
+    shutil.copy(rows / "b/0.parquet", data / "0.parquet")
+    shutil.copy(rows / "a/1.parquet", data / "1.parquet")
+    files = discover(str(data))
+    assert match(files, str(data / "a/0.parquet"), None).path == "a/0.parquet"
+    assert match(files, str(data / "0.parquet"), None).path == "0.parquet"
+    assert match(files, str(data / "a/1.parquet"), str(data)).path == "a/1.parquet"
+    with pytest.raises(InputError, match=r"may be any of 'a/1\.parquet', '1\.parquet'.*--input-root"):
+        match(files, str(data / "a/1.parquet"), None)
+
+
+@once
+def test_without_a_plan(engineered: Engineered, rows: Path, whole: bx.Run, tmp_path: Path) -> None:
+    """Parts named by path and row range; two processes begin at once; rows come back for append_row."""
+    output = tmp_path / "out"
+    arguments = ["--output", output, "--explainer", engineered.explainer, "--partition-rows", 300, "--input-root", rows]
+    files = files_of(rows)
+    with platform(*arguments, "--append", "engineered") as azure:
+        azure.give(0, files=files[2:4])
+        azure.give(1, files=files[3:5])
+        azure.give(2, files=files[2:3], context=True)
+        found = [azure.answer(worker) for worker in range(3)]
+        assert [answer["items"] for answer in found] == [1_000, 1_000, 500], found
+        appended = [found[1], found[2]]
+        with pytest.raises(InterruptedRunError, match=r"3 of 6 files of the input were never brought: 'a/0\.parquet'"):
+            bx.finalize_run(output, input=rows)
+        appended += [azure.ask(0, files=[file]) for file in (files[5], files[0], files[1])]
+        said = azure.shut_down()
+    assert all("is to be ended by batch-explain finalize" in each for each in said)
+    run = bx.finalize_run(output, input=rows)
+    assert run.info["rows"]["explained"] == 3_000 and bx.verify_run(str(output), recompute="50").ok
+    ids = ["source_file", "source_row"]
+    expected = values_by_row(whole, ids)
+    pd.testing.assert_frame_equal(values_by_row(run, ids), expected)
+    pd.testing.assert_frame_equal(run.summary("engineered"), whole.summary("engineered"))
+    back = pd.concat([pd.read_json(io.StringIO(a["content"]), orient="split", precise_float=True) for a in appended])
+    back = back.sort_values(ids, ignore_index=True).rename(columns=lambda name: name.removeprefix("engineered."))
+    np.testing.assert_allclose(back.drop(columns=ids), expected.drop(columns=ids), atol=1e-13)
+    assert back[ids].equals(expected[ids])
+
+
+@once
+def test_dataframes(engineered: Engineered, rows: Path, whole: bx.Run, tmp_path: Path) -> None:
+    """Tabular mini-batches: id columns are needed; a batch that comes again takes its own place."""
+    output, source = tmp_path / "out", tmp_path / "all.parquet"
+    frame = pd.concat(map(pd.read_parquet, files_of(rows)), ignore_index=True)
+    frame.to_parquet(source)
+    arguments = ["--output", output, "--explainer", engineered.explainer, "--id-columns", "id"]
+    cuts = [(0, 700), (700, 1_400), (1_400, 3_000)]
+    with platform(*arguments, workers=2) as azure:
+        azure.give(0, frame=str(source), rows=cuts[2])
+        azure.give(1, frame=str(source), rows=cuts[0], context=True)
+        assert [azure.answer(0)["items"], azure.answer(1)["items"]] == [1_600, 700]
+        assert [azure.ask(number % 2, frame=str(source), rows=cuts[1])["items"] for number in range(3)] == [700] * 3
+        azure.shut_down()
+    run = bx.finalize_run(output)
+    assert run.info["partitions"] == 3 and bx.verify_run(str(output)).ok
+    found, expected = values_by_row(run, ["id"]), values_by_row(whole, ["source_file", "source_row"])
+    assert found["id"].tolist() == list(range(3_000))
+    np.testing.assert_array_equal(found.drop(columns="id"), expected.drop(columns=["source_file", "source_row"]))
+    script = bx.EntryScript(output=tmp_path / "none", explainer=engineered.explainer)
+    script.init([])
+    with pytest.raises(OptionError, match="Pass --id-columns"):
+        script.run(frame.head())
+    assert script.run([]) == [] and len(script.run(frame.iloc[:0])) == 0

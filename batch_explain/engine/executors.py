@@ -370,6 +370,12 @@ def _load_artifacts(options: RunOptions, artifact_key: tuple[tuple[str, str], ..
     return Artifacts.load(options), time.time()
 
 
+def loaded_artifacts(options: RunOptions) -> Artifacts:
+    """The artifacts as they are now, loaded once a process."""
+    with _LOADING:
+        return _load_artifacts(options, tuple(sorted(artifact_digests(options).items())))[0]
+
+
 @functools.lru_cache(maxsize=1)
 def _load_context(options: RunOptions, digest: str) -> Context:
     try:

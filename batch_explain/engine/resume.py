@@ -20,7 +20,7 @@ from batch_explain.storage.receipts import (
 )
 
 # Places are compared by what is in them; how, where and how patiently the work is done changes no result.
-_FREE = {
+FREE = {
     "input", "output", "model", "explainer", "feature_map", "background", "history", "reason_codes", "group_features",
     "overwrite", "resume", "scheduler", "workers", "task_timeout", "memory_limit", "max_bad_rows", "max_bad_files",
     "sha256", "baseline", "max_drift", "report",
@@ -87,7 +87,7 @@ def _changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [
         f"--{name.replace('_', '-')} was {_shown(before)} and is {_shown(given[name])}"
         for name in given
-        if name not in _FREE
+        if name not in FREE
         # an earlier version of this program did not know all options: it ran with their defaults
         and (before := _plain(was.get(name, getattr(RunOptions, name, None)))) != _plain(given[name])
     ]

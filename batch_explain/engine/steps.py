@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from batch_explain.engine.artifacts import Artifacts
 from batch_explain.engine.baseline import check_baseline, refuse_drift
+from batch_explain.engine.brought import forget_notes, gathered
 from batch_explain.engine.estimate import Estimate
 from batch_explain.engine.executors import worker_context
 from batch_explain.engine.explaining import Context
@@ -21,7 +22,7 @@ from batch_explain.engine.partitions import FilePartition, Partition
 from batch_explain.engine.plan import Plan, read_plan, read_plan_json, write_plan
 from batch_explain.engine.quarantine import Limits
 from batch_explain.engine.recompute import stored_options
-from batch_explain.engine.resume import finished
+from batch_explain.engine.resume import FREE, finished
 from batch_explain.engine.runner import prepare, reading_errors, storage_errors
 from batch_explain.engine.task import run_partition
 from batch_explain.errors import InterruptedRunError, OptionError
@@ -180,7 +181,7 @@ def finalize_run(output: str, **places: Any) -> Run:
             found = open_run(options.output)
         else:
             with take_lock(place) as lock, threadpool_limits(1, user_api="blas"):
-                context = planned_context(options)
+                context = _whole(planned_context(options), None if places.get("input") is None else options.input)
                 lock.check()
                 _close(context)
             found = open_run(options.output)
@@ -208,14 +209,28 @@ def planned_options(output: Any, **given: Any) -> RunOptions:
     except (ValueError, KeyError, TypeError) as error:
         raise OptionError(f"The plan in {place} cannot be read ({error}). Start anew with --overwrite.") from error
     given = {name: value for name, value in given.items() if value is not None}
-    checked = RunOptions.create(**{**basis, "baseline": stored.baseline, **given})
-    return replace(stored, **{name: getattr(checked, name) for name in given})
+    checked = RunOptions.create(**{**basis, "baseline": stored.baseline, "outputs": stored.outputs, **given})
+    values = {name: getattr(checked, name) for name in given}
+    if changed := [name for name, value in values.items() if name not in FREE and value != getattr(stored, name)]:
+        raise OptionError(
+            f"The plan in {place} was made with another --{changed[0].replace('_', '-')}: "
+            f"{getattr(stored, changed[0])!r}, not {values[changed[0]]!r}. Give all steps the same options, or start "
+            "anew with --overwrite."
+        )
+    return replace(stored, **values)
 
 
 def planned_context(options: RunOptions) -> Context:
     """The plan in the run's folder and the artifacts that belong to it, loaded once a process."""
     plan = read_plan(options)
     return worker_context(options, plan.digest)
+
+
+def _whole(context: Context, listed: str | None) -> Context:
+    """With the partitions of a run that had no plan."""
+    if context.plan.partitions:
+        return context
+    return replace(context, plan=gathered(context.plan, listed))
 
 
 def _close(context: Context) -> None:
@@ -225,6 +240,9 @@ def _close(context: Context) -> None:
     for receipt in receipts:
         limits.add(receipt)
     check_baseline(plan, context.artifacts)
+    if plan.numbers:
+        write_plan(plan)
+        forget_notes(Location(plan.options.output))
     finalize(plan, context.artifacts, {"tasks": sum(receipt.worker["seconds"] for receipt in receipts)})
 
 

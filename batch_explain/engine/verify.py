@@ -533,7 +533,7 @@ class _Checker:
         if path in (PLAN_FILE, RUN_ID_FILE) or _WRITTEN_AT_THE_END.fullmatch(path):
             return True
         # of an unfinished run: whatever a partition may write, with or without its receipt
-        return self.plan is None or path in self._names_of_partitions
+        return self.plan is None or not self.plan.partitions or path in self._names_of_partitions
 
     @cached_property
     def _names_of_partitions(self) -> set[str]:
