@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from batch_explain.fitting.fit import fit, open_fit
     from batch_explain.integrations.azureml import EntryScript
     from batch_explain.integrations.mlflow import log_to_mlflow
+    from batch_explain.integrations.online import Scorer, load_scorer
     from batch_explain.integrations.registry import register
     from batch_explain.integrations.tracked import explain_dataset
     from batch_explain.results import Run, open_explanation, open_run
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EntryScript",
     "Run",
+    "Scorer",
     "__version__",
     "compare_runs",
     "explain_dataset",
@@ -32,6 +34,7 @@ __all__ = [
     "fit",
     "inspect_artifact",
     "load_explainer",
+    "load_scorer",
     "log_to_mlflow",
     "open_explanation",
     "open_fit",
@@ -53,6 +56,7 @@ _PLACES = {
     "fit": ("batch_explain.fitting.fit", "fit"),
     "inspect_artifact": ("batch_explain.engine.inspect", "inspect_artifact"),
     "load_explainer": ("batch_explain.explainers.load", "load_explainer"),
+    "load_scorer": ("batch_explain.integrations.online", "load_scorer"),
     "log_to_mlflow": ("batch_explain.integrations.mlflow", "log_to_mlflow"),
     "open_explanation": ("batch_explain.results", "open_explanation"),
     "open_fit": ("batch_explain.fitting.fit", "open_fit"),
@@ -63,6 +67,7 @@ _PLACES = {
     "summarize_run": ("batch_explain.engine.summarize", "summarize"),
     "verify_run": ("batch_explain.engine.verify", "verify"),
     "Run": ("batch_explain.results", "Run"),
+    "Scorer": ("batch_explain.integrations.online", "Scorer"),
 }
 
 

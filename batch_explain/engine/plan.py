@@ -363,7 +363,7 @@ def make_plan(
         ]
     if "engineered" not in levels:
         decisions.append("engineered importances are neither computed nor summarised: --outputs does not name them")
-    written = _written_columns(artifacts)
+    written = written_columns(artifacts)
     zeros = len(artifacts.explainer.engineered_features) - len(written)
     if zeros and "engineered" in tables:
         decisions.append(
@@ -464,7 +464,8 @@ def _not_in_the_input(artifacts: Artifacts, files: Sequence[InputFile]) -> list[
     ]
 
 
-def _written_columns(artifacts: Artifacts) -> np.ndarray:
+def written_columns(artifacts: Artifacts) -> np.ndarray:
+    """Positions of the engineered features that tables have a column for: all, or the used ones of very many."""
     features, used = len(artifacts.explainer.engineered_features), artifacts.explainer.used
     return np.arange(features) if features - len(used) <= MAX_ZERO_COLUMNS else used
 

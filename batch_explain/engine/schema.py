@@ -82,10 +82,7 @@ def check_columns(
     for schema, path in schemas.items():
         for column, name in zip(columns, names, strict=True):
             found = keys[name] if name in keys else schema.field(name).type
-            problem = type_problem(column, found)
-            if engineered and kind_of(found) not in ("integer", "float", "bool", "null"):
-                problem = f"has type {found}, but engineered features are numbers"
-            if problem:
+            if problem := column_problem(column, found, engineered=engineered):
                 problems.append(f"'{name}' in {path} {problem}")
                 continue
             if note := conversion_note(column, found):
@@ -101,6 +98,13 @@ def check_columns(
             "--columns-map at the right column."
         )
     return list(notes)
+
+
+def column_problem(column: Column, found: pa.DataType, *, engineered: bool) -> str | None:
+    """Say why a type cannot become what the model was trained on; None when it can."""
+    if engineered and kind_of(found) not in ("integer", "float", "bool", "null"):
+        return f"has type {found}, but engineered features are numbers"
+    return type_problem(column, found)
 
 
 def _may_mix(kind: str, other: str) -> bool:
