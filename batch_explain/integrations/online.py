@@ -322,7 +322,8 @@ def _by_row(values: np.ndarray) -> list[Any]:
 def _listed(values: np.ndarray) -> list[Any]:
     """Lists; what is no finite number in an array of numbers is None."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        values = np.where(np.isfinite(values), values.astype(object), None)
+        finite, values = np.isfinite(values), values.astype(object)
+        values[~finite] = None
     return list(values.tolist())
 
 
