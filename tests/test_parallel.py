@@ -173,7 +173,9 @@ def test_a_hostile_platform_with_a_plan(engineered: Engineered, rows: Path, whol
     options = {"explainer": engineered.explainer, "output": output}
     bx.plan_dataset(input=rows, **options, partition_rows=300)
     files = files_of(mount)
-    with platform("--output", output, "--explainer", engineered.explainer) as azure:
+    with platform(
+        "--output-folder", output, "--output", "/azureml/answers", "--explainer", engineered.explainer
+    ) as azure:
         azure.give(0, files=files)
         wait_for(output / "_run/receipts", 1)
         azure.kill(0)
@@ -215,7 +217,16 @@ def test_files_of_one_name_are_told_apart_or_refused(engineered: Engineered, row
 def test_without_a_plan(engineered: Engineered, rows: Path, whole: bx.Run, tmp_path: Path) -> None:
     """Parts named by path and row range; two processes begin at once; rows come back for append_row."""
     output = tmp_path / "out"
-    arguments = ["--output", output, "--explainer", engineered.explainer, "--partition-rows", 300, "--input-root", rows]
+    arguments = [
+        "--output-folder",
+        output,
+        "--explainer",
+        engineered.explainer,
+        "--partition-rows",
+        300,
+        "--input-root",
+        rows,
+    ]
     files = files_of(rows)
     with platform(*arguments, "--append", "engineered") as azure:
         azure.give(0, files=files[2:4])
@@ -247,7 +258,7 @@ def test_dataframes(engineered: Engineered, rows: Path, whole: bx.Run, tmp_path:
     output, source = tmp_path / "out", tmp_path / "all.parquet"
     frame = pd.concat(map(pd.read_parquet, files_of(rows)), ignore_index=True)
     frame.to_parquet(source)
-    arguments = ["--output", output, "--explainer", engineered.explainer, "--id-columns", "id"]
+    arguments = ["--output-folder", output, "--explainer", engineered.explainer, "--id-columns", "id"]
     cuts = [(0, 700), (700, 1_400), (1_400, 3_000)]
     with platform(*arguments, workers=2) as azure:
         azure.give(0, frame=str(source), rows=cuts[2])

@@ -74,7 +74,7 @@ class EntryScript:
             self._append = tuple(str(append).split(","))
         if given.get("output") is None:
             raise OptionError(
-                "The entry script was not told where to write. Pass --output, the folder that all nodes share (batch "
+                "The entry script was not told where to write. Pass --output-folder, which all nodes share (batch "
                 "endpoints have AZUREML_BI_OUTPUT_PATH)."
             )
         self._given, self._output = given, Location(str(given["output"]))
@@ -196,10 +196,14 @@ def _parsed(arguments: Sequence[str]) -> dict[str, Any]:
             parser.add_argument(flag, action="append" if field.name in _SEVERAL else "store")
     parser.add_argument("--input-root")
     parser.add_argument("--append")
+    parser.add_argument("--output-folder")
     try:
         found, unknown = parser.parse_known_args(list(arguments))
     except argparse.ArgumentError as error:
         raise OptionError(f"The entry script's arguments are wrong: {error}. They are spelled as in run.") from error
     if unknown:
         _LOG.warning("Arguments that batch_explain does not know are ignored: %s", " ".join(unknown))
-    return {name: value for name, value in vars(found).items() if value is not None}
+    given = {name: value for name, value in vars(found).items() if value is not None}
+    if (folder := given.pop("output_folder", None)) is not None:  # v1 has an --output of its own, and reserves the name
+        given["output"] = folder
+    return given
