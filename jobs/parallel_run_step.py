@@ -1,7 +1,7 @@
 """Entry script of ParallelRunStep (SDK v1) and of parallel jobs (v2): explains the files or rows of each mini-batch.
 
-Its arguments are options of ``batch-explain run``: --output-folder (``--output`` is v1's own), which all nodes share, and
---model and --explainer where they are mounted. Without a plan step before it, all others too.
+Its arguments are options of ``batch-explain run``: --output-folder, which all nodes share (v1 has an --output of its
+own), and --model and --explainer where they are mounted. Without a plan step before it, all others too.
 """
 
 import batch_explain as bx
