@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from batch_explain.engine.export import export_bundle
     from batch_explain.engine.inspect import inspect_artifact
     from batch_explain.engine.status import status as run_status
-    from batch_explain.engine.steps import finalize_run, plan_dataset
+    from batch_explain.engine.steps import finalize_run
     from batch_explain.engine.summarize import summarize as summarize_run
     from batch_explain.engine.verify import verify as verify_run
     from batch_explain.explainers.load import load_explainer
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from batch_explain.integrations.mlflow import log_to_mlflow
     from batch_explain.integrations.online import Scorer, load_scorer
     from batch_explain.integrations.registry import register
-    from batch_explain.integrations.tracked import explain_dataset
+    from batch_explain.integrations.tracked import explain_dataset, plan_dataset
     from batch_explain.results import Run, open_explanation, open_run
 
 __all__ = [
@@ -61,7 +61,7 @@ _PLACES = {
     "open_explanation": ("batch_explain.results", "open_explanation"),
     "open_fit": ("batch_explain.fitting.fit", "open_fit"),
     "open_run": ("batch_explain.results", "open_run"),
-    "plan_dataset": ("batch_explain.engine.steps", "plan_dataset"),
+    "plan_dataset": ("batch_explain.integrations.tracked", "plan_dataset"),
     "register": ("batch_explain.integrations.registry", "register"),
     "run_status": ("batch_explain.engine.status", "status"),
     "summarize_run": ("batch_explain.engine.summarize", "summarize"),

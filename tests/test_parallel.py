@@ -23,7 +23,7 @@ from batch_explain.errors import InputError, InterruptedRunError, OptionError
 from batch_explain.integrations.minibatches import match
 from batch_explain.storage.dataset import discover
 from tests.comparing import digests, frame_of
-from tests.conftest import ROOT, Engineered, once
+from tests.conftest import ROOT, Engineered, Small, once
 
 
 @pytest.fixture(scope="module")
@@ -276,3 +276,26 @@ def test_dataframes(engineered: Engineered, rows: Path, whole: bx.Run, tmp_path:
     with pytest.raises(OptionError, match="Pass --id-columns"):
         script.run(frame.head())
     assert script.run([]) == [] and len(script.run(frame.iloc[:0])) == 0
+
+
+@once
+def test_rows_in_quarantine_and_empty_files_have_their_place(small: Small, tmp_path: Path) -> None:
+    """append_row: at least one line for each item, whatever became of it."""
+    frame = small.frame.iloc[:20].reset_index(drop=True).astype({"age": object})
+    frame["age"] = frame["age"].astype(str)
+    frame.loc[7, "age"] = "old"
+    files = [
+        small.write(tmp_path / "rows/bad.parquet", frame),
+        small.write(tmp_path / "rows/none.parquet", frame.iloc[:0]),
+    ]
+    script = bx.EntryScript(
+        append=["predictions"], output=tmp_path / "out", model=small.model, explainer=small.explainer, max_bad_rows=1
+    )
+    script.init(["--id-columns", "customer_id", "--logging_level", "INFO"])
+    found = script.run([str(path) for path in files])
+    assert found["source_row"].iloc[:20].tolist() == list(range(20))
+    assert found["prediction"].isna().to_numpy().nonzero()[0].tolist() == [7, 20]
+    assert found["source_file"].iloc[20] == "none.parquet"
+    run = bx.finalize_run(tmp_path / "out", input=tmp_path / "rows")
+    assert (run.info["rows"]["explained"], run.info["rows"]["quarantined"]) == (19, 1)
+    assert bx.verify_run(str(tmp_path / "out")).ok

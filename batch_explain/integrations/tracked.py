@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from batch_explain.engine import steps
 from batch_explain.engine.runner import run
+from batch_explain.engine.steps import Planned
 from batch_explain.errors import DriftError, NotLoggedError, OptionError
 from batch_explain.events import Observer
 from batch_explain.options import RunOptions
@@ -68,6 +70,17 @@ def explain_dataset(
     if drifted is not None:
         raise drifted
     return finished
+
+
+def plan_dataset(
+    *, mini_batch_timeout: float | None = None, observers: Sequence[Observer] = (), **options: Any
+) -> Planned:
+    """Plan a run and explain nothing; see :func:`batch_explain.engine.steps.plan_dataset`.
+
+    Registered models are planned by their version, as in :func:`explain_dataset`.
+    """
+    pinned = {name: _pinned(name, value) for name, value in options.items()}
+    return steps.plan_dataset(mini_batch_timeout=mini_batch_timeout, observers=observers, **pinned)
 
 
 def _pinned(name: str, value: Any) -> Any:
