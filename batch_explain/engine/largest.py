@@ -6,6 +6,7 @@ import numpy as np
 
 # What rows are compared with then stays in the second-level cache; no power of two: columns would share its lines.
 _BLOCK_ROWS = 5_000
+_FEW_ROWS = 64  # whose columns are too short for instructions that take a microsecond each
 
 
 def largest(sizes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -69,11 +70,13 @@ def _kth_largest(sizes: np.ndarray, k: int) -> np.ndarray:
     """The ``k``-th largest of each row, 0 where fewer are above 0.
 
     Each feature is inserted into the sorted ``k`` largest so far, for all rows at once: two instructions that compare
-    four or eight rows, for each of them. Sorting or partitioning row by row takes twice as long or more.
+    four or eight rows, for each of them. Sorting or partitioning row by row takes twice as long or more, of many rows.
     """
     features, rows = sizes.shape
     if k >= features:
         return np.zeros(rows)
+    if rows < _FEW_ROWS:
+        return np.asarray(np.partition(np.fmax(sizes, 0), features - k, axis=0)[features - k])
     top = np.zeros((k, rows))
     value, rest = np.empty(rows), np.empty(rows)
     for number in range(features):

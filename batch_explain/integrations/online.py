@@ -1,6 +1,8 @@
 """Scoring rows of requests: predictions, importances and reasons of each, the numbers that a run writes."""
 
+import gc
 import json
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -141,6 +143,7 @@ class Scorer:
         with suppress(Exception):  # it may refuse what is made up; the first request is then the slow one
             if not artifacts.explainer.learns_from_rows:
                 self.score(self.example)
+        _for_requests()
 
     def _settle(self) -> None:
         """What depends on the number of outputs and on the feature map."""
@@ -311,6 +314,15 @@ class Scorer:
                 reason["value"] = value if np.isfinite(value) else None
             found[row].append(reason)
         return found
+
+
+def _for_requests() -> None:
+    """Settings of a process that answers requests: a tenth of a genuine AutoML model's time."""
+    for name, logger in logging.root.manager.loggerDict.items():  # a featurizer makes twenty records a request
+        if isinstance(logger, logging.Logger) and name.startswith(("azureml.", "automl.")):
+            logger.setLevel(max(logging.WARNING, logger.level))
+    gc.collect()
+    gc.freeze()  # the garbage collector need not walk through the libraries and the model again and again
 
 
 def _by_row(values: np.ndarray) -> list[Any]:

@@ -155,7 +155,7 @@ def to_frame(table: pa.Table, columns: Sequence[Column]) -> tuple[pd.DataFrame, 
         if column.dtype.kind in "iu" and column.imputes_null and (missing := int(np.isnan(found).sum())):
             imputed[column.name] = missing
         data[column.name] = found
-    return pd.DataFrame(data, columns=[column.name for column in columns], copy=False), imputed
+    return pd.DataFrame(data, copy=False), imputed  # naming the columns would cost as much again for few rows
 
 
 def to_matrix(table: pa.Table, columns: Sequence[str], positions: np.ndarray, width: int) -> np.ndarray:

@@ -623,9 +623,9 @@ INLINE void store(const Input &in, const Output &out, int o, int64_t first, int6
   }
 }
 
-// Rows of a chunk that are computed: those beyond the last row, up to a tile, are not stored.
+// Rows of a chunk that are computed: those beyond the last row, up to a quad, are not stored.
 INLINE int rows_of(int64_t chunk, int64_t left) {
-  return (int)std::min<int64_t>((left - chunk * CHUNK + TILE - 1) / TILE * TILE, CHUNK);
+  return (int)std::min<int64_t>((left - chunk * CHUNK + LANES - 1) / LANES * LANES, CHUNK);
 }
 
 // While a run is worked on, the next run's tables come into the second-level cache, a share for each chunk.
@@ -653,7 +653,7 @@ INLINE void explain_rows(const Columns &c, const Terms &t, const Groups &g, cons
       for (int64_t run = g.output_start[o]; run < g.output_start[o + 1]; ++run) {
         const int64_t g0 = g.run_start[run], factored = g.run_factored[run], g1 = g.run_start[run + 1];
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-          prefetch(tables, g, run + 1, chunk, chunks);
+          if (left >= CHUNK) prefetch(tables, g, run + 1, chunk, chunks);  // few rows read few of a table's lines
           for (int64_t group = g0; group < factored; ++group) {
             const int part = g.first_part[group];
             form_patterns(g, t, part, s.codes_of(chunk, c.n), rows_of(chunk, left), LANES, s.patterns.data());
