@@ -107,3 +107,11 @@ def test_interventional_values_are_shaps(tmp_path: Path) -> None:
     script("interventional.py", "--quick", "--json", tmp_path / "found.json")
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["problems"] == [] and found["results"][0]["relative_difference_to_shap"] < 1e-5
+
+
+def test_an_online_endpoint_under_load(tmp_path: Path) -> None:
+    pytest.importorskip("azureml_inference_server_http")
+    script("online.py", "--quick", "--workers", "1", "--json", tmp_path / "found.json")
+    [found] = json.loads((tmp_path / "found.json").read_text())["results"]
+    assert found["requests_per_second"]["median"] > 0 and found["p99_ms"]["median"] >= found["p50_ms"]["median"]
+    assert found["rows_of_one_request"] == 100
