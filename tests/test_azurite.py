@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import itertools
 import json
 import logging
 import os
@@ -494,3 +495,31 @@ def test_each_request_fails_once_and_nothing_is_torn(
     assert min(counts[fault] for fault in FAULTS) >= 10, counts
     assert {request.split()[0] for _, request in proxy.failed} >= {"GET", "HEAD", "PUT", "DELETE"}
     assert job.found("out") == job.expected() and not leftovers(container.names("out"))
+
+
+@once
+@pytest.mark.parametrize("planned", [True, False])
+def test_a_parallel_step_writes_to_the_store(job: Job, planned: bool) -> None:
+    """Results by their address, rows mounted elsewhere, a mini-batch repeated: the run's own parts, once each."""
+    output = job.container.url("steps")
+    rows = sorted((job.folder / "rows").iterdir())
+    if planned:
+        bx.plan_dataset(**job.options, output=output, report=False)
+    arguments = ["--explainer", str(job.options["explainer"]), "--output-folder", output, "--no-report"]
+    scripts = [bx.EntryScript(finalize=False, partition_rows=400, batch_rows=100) for _ in range(2)]
+    for script in scripts:
+        script.init(arguments)
+    for script, path in zip(itertools.cycle(scripts), [*rows, *rows[:1]], strict=False):
+        assert len(script.run([str(path)])) == 1
+    found = bx.finalize_run(output, **({} if planned else {"input": job.container.url("rows")}))
+    assert bx.verify_run(output).ok and not leftovers(job.container.names("steps"))
+    whole = job.run("whole")
+    assert found.info["rows"] == whole.info["rows"]
+    if planned:
+        parts = [{k: v for k, v in job.found(name).items() if "/part-" in k} for name in ("steps", "whole")]
+        assert len(parts[0]) >= 4 and parts[0] == parts[1]
+    else:
+        tables = [run.table("engineered").to_table().to_pandas() for run in (found, whole)]
+        ids = ["source_file", "source_row"]
+        left, right = (table.sort_values(ids, ignore_index=True) for table in tables)
+        assert left.equals(right) and len(left) == whole.info["rows"]["explained"]
