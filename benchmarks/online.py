@@ -129,22 +129,28 @@ def automl(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
 
 
 def measure(
-    name: str, models: Path, rows: list[dict[str, Any]], options: argparse.Namespace, script: Path | None
-) -> dict:
+    name: str,
+    models: Path,
+    rows: list[dict[str, Any]],
+    options: argparse.Namespace,
+    script: Path | None,
+    threads: int = 1,
+) -> dict[str, Any]:
     """Start a server, warm it up, load it in several rounds."""
     from tests.online_server import SCRIPT, Server
 
     bodies = [json.dumps({"data": [row]}).encode() for row in rows[:500]]
     many = json.dumps({"data": (rows * (MANY_ROWS // len(rows) + 1))[: 100 if options.quick else MANY_ROWS]}).encode()
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(Path(folder), models, script=script or SCRIPT, workers=options.workers).wait()
+        workers = {"workers": options.workers, "threads": threads}
+        server = Server(Path(folder), models, script=script or SCRIPT, **workers).wait()
         try:
             load(server.port, bodies, options.connections, 0.5 if options.quick else 3)
             seconds = 1 if options.quick else options.seconds
             rounds = [load(server.port, bodies, options.connections, seconds) for _ in range(options.repeat)]
             result: dict[str, Any] = {
                 "name": name,
-                "workers": options.workers,
+                **workers,
                 "connections": options.connections,
                 "features": len(rows[0]),
                 **{key: common.spread([each[key] for each in rounds], 1) for key in rounds[0]},
@@ -170,6 +176,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=10, help="of a round (default: 10)")
     parser.add_argument("--repeat", type=int, default=3, help="rounds (default: 3)")
     parser.add_argument("--workers", type=int, default=2, help="processes of the server (default: 2)")
+    parser.add_argument("--threads", type=int, default=4, help="of a process that explains rows together (default: 4)")
     parser.add_argument("--connections", type=int, default=4, help="clients at once (default: 4)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write everything that was measured")
     options = parser.parse_args()
@@ -182,8 +189,10 @@ def main() -> int:
             models, rows = automl(Path(folder))
             os.environ["SDK_TASK"] = "classification"
             results.append(measure("AutoML model", models, rows, options, None))
+            results.append(measure("AutoML model, threads", models, rows, options, None, options.threads))
             sdk = Path(__file__).with_name("online_sdk_score.py")
             results.append(measure("AutoML model, the SDK's script", models, rows, options, sdk))
+            results.append(measure("the SDK's script, threads", models, rows, options, sdk, options.threads))
     lines = [
         [
             result["name"],

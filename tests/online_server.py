@@ -28,13 +28,17 @@ class Server:
     script : Path
         The scoring script.
     workers : int
-        Processes; each answers one request at a time.
+        Processes.
+    threads : int
+        Of each; as many requests it answers at a time.
     """
 
-    def __init__(self, folder: Path, models: Path, *, script: Path = SCRIPT, workers: int = 1) -> None:
+    def __init__(
+        self, folder: Path, models: Path, *, script: Path = SCRIPT, workers: int = 1, threads: int = 1
+    ) -> None:
         self.port = free_port()
         self.log = folder / f"server-{self.port}.txt"
-        gunicorn = ("-m", "gunicorn", "-b", f"127.0.0.1:{self.port}", "-w", str(workers))
+        gunicorn = ("-m", "gunicorn", "-b", f"127.0.0.1:{self.port}", "-w", str(workers), "--threads", str(threads))
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),

@@ -3,15 +3,23 @@
 import importlib.util
 import json
 import os
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import batch_explain as bx
 from tests.comparing import assert_close, values_of
@@ -103,6 +111,48 @@ BAD: list[bytes] = [
     json.dumps([GOOD, {**GOOD, "f3": "text"}]).encode(),
     json.dumps([GOOD]).replace("0.5", "1e999").encode(),
 ]  # fmt: skip
+
+
+def test_requests_at_once_are_answered_together(tmp_path: Path) -> None:
+    """Each gets the answer that it gets alone, a bad row spoils no other's; fewer batches than requests."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": rng.normal(size=300), "b": rng.normal(size=300), "kind": rng.choice(["u", "v"], 300)})
+    columns = make_column_transformer((OneHotEncoder(), ["kind"]), (StandardScaler(), ["a", "b"]))
+    forest = RandomForestClassifier(5, max_depth=4, random_state=0)
+    model = make_pipeline(columns, forest).fit(frame, frame.a + (frame.kind == "u") > 0)
+    joblib.dump(model, tmp_path / "model.pkl")
+    scorer = bx.load_scorer(model=tmp_path / "model.pkl")
+    rows = frame[:27].to_dict("records")
+    rows[7]["kind"] = "unknown"
+    bodies = [json.dumps({"data": rows[at : at + 1 + at % 3]}) for at in range(24)]
+    alone = [scorer.answer(body) for body in bodies]
+    assert [at for at, (status, _) in enumerate(alone) if status == 400] == [5, 7]
+    batches: list[int] = []
+
+    def slowly(table: pa.Table) -> Any:
+        batches.append(table.num_rows)
+        time.sleep(0.02)
+        return explain(table)
+
+    explain = scorer._together._explain
+    scorer._together._explain = slowly
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(scorer.answer, bodies))
+    assert len(batches) < 24 and max(batches) > 3
+    for (status, text), (expected, answer) in zip(together, alone, strict=True):
+        assert status == expected
+        if status == 400:
+            assert text == answer
+            continue
+        found, single = json.loads(text), json.loads(answer)
+        for name in ("predictions", "raw_features", "outputs", "classes"):
+            assert found[name] == single[name]
+        ours, theirs = (
+            [[each["feature"] for each in row] for row in answered["reasons"]] for answered in (found, single)
+        )
+        assert ours == theirs
+        for name in ("engineered_local_importance_values", "raw_local_importance_values", "margins", "probabilities"):
+            np.testing.assert_allclose(found[name], single[name], rtol=0, atol=1e-12)
 
 
 def test_bad_bodies_are_refused_with_a_reason(served: Server) -> None:

@@ -1,5 +1,6 @@
 """Scoring rows of requests: predictions, importances and reasons of each, the numbers that a run writes."""
 
+import functools
 import gc
 import json
 import logging
@@ -22,6 +23,7 @@ from batch_explain.errors import ArtifactError, BadDataError, InputError, Integr
 from batch_explain.explainers.folders import explainer_in, model_in
 from batch_explain.explainers.manifest import MODEL as MODEL_IN_BUNDLE
 from batch_explain.integrations.online_rows import Rows, parse, rows_of
+from batch_explain.integrations.online_together import Together
 from batch_explain.options import REASONS, RunOptions
 from batch_explain.storage.filesystems import Location
 from batch_explain.teachers.columns import BadValueError
@@ -136,6 +138,7 @@ class Scorer:
         teacher = artifacts.teacher
         self._numeric = teacher is not None and teacher.engineered_features == tuple(self._names)
         artifacts.explainer.prepare()
+        self._together  # noqa: B018 - made before threads ask for it
         if not artifacts.explainer.learns_from_rows:
             self._settle()
         self.example = [{column.name: _example(column.dtype) for column in self._columns}]
@@ -248,7 +251,7 @@ class Scorer:
             return Batch(matrix, found.values, found.raw, found.margins, None, {}, {})
         table = rows.table(self._columns, engineered=artifacts.takes_engineered, numeric=self._numeric)
         try:
-            return self._explain(table)
+            return self._together(table)
         except NOT_THE_ROWS:
             raise
         except BadValueError as error:
@@ -265,6 +268,13 @@ class Scorer:
 
     def _explain(self, table: pa.Table) -> Batch:
         return self.artifacts.explain(table, sparse=self._sparse)
+
+    @functools.cached_property
+    def _together(self) -> Callable[[pa.Table], Batch]:
+        """Requests of several threads at once, where what is said of a row does not depend on the others."""
+        explainer = self.artifacts.explainer
+        alone = explainer.kind == "opaque" or explainer.depends_on_format
+        return self._explain if alone else Together(self._explain)
 
     def _answer(self, rows: Rows, batch: Batch) -> dict[str, Any]:
         artifacts, explainer = self.artifacts, self.artifacts.explainer
