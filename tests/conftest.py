@@ -146,7 +146,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         try:
             scheduler = [*dask, "--no-dashboard", "--scheduler-file", str(connection)]
             processes.append(subprocess.Popen(scheduler, **options))
-            _wait_for(connection.exists)
+            _wait_for(lambda: connection.exists() and bool(connection.read_text()))
             worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(connection)]
             worker += ["--host", "127.0.0.1", "--nthreads", "1", "--memory-limit", "0", "--no-dashboard"]
             processes += [subprocess.Popen(worker, **options) for _ in range(2)]

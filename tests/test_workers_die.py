@@ -136,7 +136,7 @@ class Cluster:
         """Address of the scheduler, once so many workers are there."""
         from distributed import Client
 
-        wait_until(self._connection.exists)
+        wait_until(lambda: self._connection.exists() and bool(self._connection.read_text()))
         address: str = json.loads(self._connection.read_text())["address"]
         with Client(address, timeout=30) as client:
             client.wait_for_workers(workers, timeout=60)
