@@ -2,8 +2,8 @@
 
 import random
 import re
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from math import ceil
@@ -142,7 +142,8 @@ def explain_again(
                     rows = explained_rows(output, partition, receipt)
                     compared += _compare_partition(output, context, partition, rows, numbers, lines, report)
                 else:
-                    compared += _compare_series(output, context, partition, numbers, lines, report)
+                    bad = _bad_rows(output, receipt)
+                    compared += _compare_series(output, context, partition, bad, numbers, lines, report)
             except (BatchExplainError, OSError, MemoryError) as error:
                 wrong = f"could not be explained again ({_sentence(error)})"
                 report(partition.paths[0], wrong, "Restore the input that the run read")
@@ -165,11 +166,8 @@ def _choose(receipts: Sequence[Receipt], share: Share, seed: int) -> list[tuple[
 def explained_rows(output: Location, partition: FilePartition, receipt: Receipt) -> np.ndarray:
     """Positions in the file of the rows that a partition's parts hold, in their order: those not in quarantine."""
     rows = np.arange(partition.start, partition.stop)
-    if not receipt.rows_quarantined:
-        return rows
-    with output.join(part_path(QUARANTINE, partition.index)).open_arrow() as stream:
-        bad = pq.ParquetFile(stream).read(columns=["source_row"])["source_row"]
-    return np.setdiff1d(rows, bad.to_numpy())
+    bad = _bad_rows(output, receipt)
+    return np.setdiff1d(rows, [row for _, row in bad]) if bad else rows
 
 
 def _context(output: Location, plan_json: dict[str, Any], trust: tuple[str, ...], report: Report) -> Context | None:
@@ -226,12 +224,7 @@ def _compare_partition(
     """
     plan, compared = context.plan, 0
     differ: dict[str, _Difference] = {}
-    folders = [spec.folder for specs in plan.tables.values() for spec in specs]
-    with ExitStack() as stack:
-        stored = {
-            folder: pq.ParquetFile(stack.enter_context(output.join(part_path(folder, partition.index)).open_arrow()))
-            for folder in folders
-        }
+    with _parts(output, plan, partition) as stored:
         stops = np.cumsum(lines)
         for batch, start, stop in zip(batches_of(plan, partition), stops - lines, stops, strict=False):
             first = int(batch.numbers[0])
@@ -241,10 +234,7 @@ def _compare_partition(
             here = numbers[(numbers >= low) & (numbers < high)]
             if not len(here):
                 continue
-            read = {
-                folder: _rows_of_part(parquet, here if folder != REASONS else np.arange(start, stop))
-                for folder, parquet in stored.items()
-            }
+            read = _read_lines(stored, here, np.arange(start, stop))
             kept = batch if high - low == len(batch) else batch.take(rows[low:high] - first)
             for folder, found in _compare_batch(context, kept, here - low, read).items():
                 differ[folder] = differ[folder].and_then(found) if folder in differ else found
@@ -257,20 +247,15 @@ def _compare_series(
     output: Location,
     context: Context,
     partition: Partition,
+    bad: set[tuple[str, int]],
     numbers: np.ndarray,
     lines: Sequence[int],
     report: Report,
 ) -> int:
     """The same of whole series, which are computed in their batches: alone, a row has no history."""
     plan, compared, before = context.plan, 0, 0
-    bad = _bad_rows(output, partition)
     differ: dict[str, _Difference] = {}
-    folders = [spec.folder for specs in plan.tables.values() for spec in specs]
-    with ExitStack() as stack:
-        stored = {
-            folder: pq.ParquetFile(stack.enter_context(output.join(part_path(folder, partition.index)).open_arrow()))
-            for folder in folders
-        }
+    with _parts(output, plan, partition) as stored:
         stops = np.cumsum(lines)
         for batch, start, stop in zip(batches_of(plan, partition), stops - lines, stops, strict=False):
             places = zip(batch.source()[0].to_pylist(), batch.numbers.tolist(), strict=True)
@@ -279,10 +264,7 @@ def _compare_series(
                 continue
             again = explain_batch(context, batch if len(kept) == len(batch) else batch.take(kept))
             here = numbers[(numbers >= before) & (numbers < before + len(again.lines))]
-            read = {
-                folder: _rows_of_part(parquet, here if folder != REASONS else np.arange(start, stop))
-                for folder, parquet in stored.items()
-            }
+            read = _read_lines(stored, here, np.arange(start, stop))
             for folder, found in _compare_explained(context, again, here - before, read).items():
                 differ[folder] = differ[folder].and_then(found) if folder in differ else found
             compared += len(here)
@@ -291,12 +273,31 @@ def _compare_series(
     return compared
 
 
-def _bad_rows(output: Location, partition: Partition) -> set[tuple[str, int]]:
+@contextmanager
+def _parts(output: Location, plan: Plan, partition: Partition) -> Iterator[dict[str, pq.ParquetFile]]:
+    """A partition's parts, opened, by their tables' folders."""
+    with ExitStack() as stack:
+        yield {
+            spec.folder: pq.ParquetFile(
+                stack.enter_context(output.join(part_path(spec.folder, partition.index)).open_arrow())
+            )
+            for specs in plan.tables.values()
+            for spec in specs
+        }
+
+
+def _read_lines(stored: dict[str, pq.ParquetFile], chosen: np.ndarray, reasons: np.ndarray) -> dict[str, pa.Table]:
+    """Chosen lines of each table, and a batch's of the reasons."""
+    return {
+        folder: _rows_of_part(parquet, reasons if folder == REASONS else chosen) for folder, parquet in stored.items()
+    }
+
+
+def _bad_rows(output: Location, receipt: Receipt) -> set[tuple[str, int]]:
     """Files and positions of a partition's rows in quarantine."""
-    place = output.join(part_path(QUARANTINE, partition.index))
-    if not place.exists():
+    if not receipt.rows_quarantined:
         return set()
-    with place.open_arrow() as stream:
+    with output.join(part_path(QUARANTINE, receipt.index)).open_arrow() as stream:
         table = pq.ParquetFile(stream).read(columns=["source_file", "source_row"])
     return set(zip(table["source_file"].to_pylist(), table["source_row"].to_pylist(), strict=True))
 

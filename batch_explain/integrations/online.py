@@ -1,6 +1,5 @@
 """Scoring rows of requests: predictions, importances and reasons of each, the numbers that a run writes."""
 
-import functools
 import gc
 import json
 import logging
@@ -138,7 +137,9 @@ class Scorer:
         teacher = artifacts.teacher
         self._numeric = teacher is not None and teacher.engineered_features == tuple(self._names)
         artifacts.explainer.prepare()
-        self._together  # noqa: B018 - made before threads ask for it
+        # requests of several threads at once, where what is said of a row does not depend on the others
+        alone = artifacts.explainer.kind == "opaque" or artifacts.explainer.depends_on_format
+        self._together = self._explain if alone else Together(self._explain)
         if not artifacts.explainer.learns_from_rows:
             self._settle()
         self.example = [{column.name: _example(column.dtype) for column in self._columns}]
@@ -268,13 +269,6 @@ class Scorer:
 
     def _explain(self, table: pa.Table) -> Batch:
         return self.artifacts.explain(table, sparse=self._sparse)
-
-    @functools.cached_property
-    def _together(self) -> Callable[[pa.Table], Batch]:
-        """Requests of several threads at once, where what is said of a row does not depend on the others."""
-        explainer = self.artifacts.explainer
-        alone = explainer.kind == "opaque" or explainer.depends_on_format
-        return self._explain if alone else Together(self._explain)
 
     def _answer(self, rows: Rows, batch: Batch) -> dict[str, Any]:
         artifacts, explainer = self.artifacts, self.artifacts.explainer
