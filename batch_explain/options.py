@@ -13,6 +13,7 @@ TABLES = ("predictions", "engineered", "raw")  # unless --outputs says otherwise
 REASONS = "reasons"
 ALL_TABLES = (*TABLES, "features", REASONS)
 SCHEDULERS = ("processes", "threads", "sync")
+_PROTOCOLS = ("tcp", "tls", "ws", "wss", "inproc")  # of Dask schedulers
 
 DEFAULT_PARTITION_ROWS = 100_000
 DEFAULT_BATCH_ROWS = 10_000
@@ -83,7 +84,8 @@ class RunOptions:
     group_features : str, optional
         CSV of (feature, group): the importances of a group's features add up to one reason.
     scheduler : str
-        ``processes``, ``threads``, ``sync``, or the ``tcp://`` or ``tls://`` address of a Dask scheduler.
+        ``processes``, ``threads``, ``sync``, or a Dask scheduler: its address (``tcp://``, ``tls://``), or the
+        ``.json`` file that it wrote. :func:`batch_explain.explain_dataset` takes a client or cluster of Dask too.
     workers : int or None
         Number of workers; None: one a core. A running cluster brings its own.
     partition_rows, batch_rows : int
@@ -258,10 +260,10 @@ class RunOptions:
             raise OptionError(
                 "--overwrite removes the run that is in the output, and --resume continues it. Pass one of the two."
             )
-        if not (self.scheduler in SCHEDULERS or str(self.scheduler).startswith(("tcp://", "tls://"))):
+        if not (self.scheduler in SCHEDULERS or _is_cluster(str(self.scheduler))):
             raise OptionError(
-                f"--scheduler is '{self.scheduler}'. Use processes, threads, sync, or the address of a running "
-                "Dask scheduler such as tcp://host:8786."
+                f"--scheduler is '{self.scheduler}'. Use processes, threads, sync, the address of a running Dask "
+                "scheduler such as tcp://host:8786, or its scheduler file, which ends in .json."
             )
         if self.max_drift is not None and self.baseline is None:
             raise OptionError("--max-drift needs something to compare with. Pass --baseline too.")
@@ -327,6 +329,10 @@ def _listed(names: Iterable[str]) -> str:
 def _repeated(names: Iterable[str]) -> list[str]:
     seen: set[str] = set()
     return sorted({name for name in names if name in seen or seen.add(name)})  # type: ignore[func-returns-value]
+
+
+def _is_cluster(scheduler: str) -> bool:
+    return scheduler.endswith(".json") or (scheduler.partition("://")[0] in _PROTOCOLS and "://" in scheduler)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

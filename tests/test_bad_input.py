@@ -22,7 +22,7 @@ import pytest
 from click.testing import CliRunner
 
 from batch_explain.cli import cli
-from batch_explain.engine import executors
+from batch_explain.engine import cluster
 from tests.conftest import HAS_AUTOML, once
 
 ROOT = Path(__file__).parent.parent
@@ -556,7 +556,7 @@ def answer(result: Any) -> tuple[int, str]:
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "tcp://127.0.0.1", "tls://h:1"])
 def test_a_scheduler_that_is_not_there(address: str, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executors, "_CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 0.5)
     place.options["scheduler"] = address
     before = place.snapshot()
     case = Case("", 2, (f"scheduler at {address} cannot be reached", "Check the address"))

@@ -133,14 +133,14 @@ def test_without_a_model_the_input_is_engineered(cheap_scheduler: str, engineere
 
 def test_workers_that_do_not_share_the_output_are_told(small: Small, rows: Path, tmp_path: Path) -> None:
     """A worker that reads another plan than the run's does not write into it."""
-    from batch_explain.engine.executors import run_on_worker
+    from batch_explain.engine.workers import run_on_worker
 
     explain(small, rows, tmp_path / "out", scheduler="sync")
     options = RunOptions.create(
         input=rows, model=small.model, explainer=small.explainer, output=tmp_path / "out", scheduler="sync"
     )
     with pytest.raises(InterruptedRunError, match="not the one of this run"):
-        run_on_worker(options, "another plan's digest", 0)
+        run_on_worker(options, "another plan's digest", (0,))
 
 
 def test_plan_can_be_read_back(small: Small, rows: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 import batch_explain as bx
 from batch_explain.errors import OptionError, OutputRefusedError
 from batch_explain.events import Event, PartitionDone, RunResumed
+from batch_explain.summary.partials import read_tables
 from tests.comparing import digests
 from tests.conftest import ROOT, Engineered, once
 
@@ -192,11 +193,13 @@ def test_a_reader_never_sees_a_torn_file(job: Job) -> None:
             except FileNotFoundError:  # a folder that is being removed
                 continue
             for path in paths:
-                if path.name.startswith(".") or path.suffix not in (".parquet", ".json"):
+                if path.name.startswith(".") or path.suffix not in (".parquet", ".arrow", ".json"):
                     continue
                 try:
                     if path.suffix == ".json":
                         json.loads(path.read_bytes())
+                    elif path.suffix == ".arrow":
+                        read_tables(path.read_bytes())
                     else:
                         pq.read_table(path)
                     read.add(path.parent.name)
@@ -245,7 +248,7 @@ def test_a_receipt_whose_files_are_not_there_proves_nothing(harm: str, job: Job)
     elif harm == "receipt is torn":
         receipt.write_bytes(receipt.read_bytes()[:100])
     else:
-        (output / "_run/partials/part-00003.parquet").unlink()
+        (output / "_run/partials/part-00003.arrow").unlink()
     seen: list[Event] = []
     job.run(output, resume=True, observers=[seen.append])
     assert [event.partitions for event in seen if isinstance(event, RunResumed)] == [4]
@@ -327,11 +330,11 @@ def test_a_partial_summary_that_was_damaged_is_found(job: Job) -> None:
     output = job.folder / "out"
     with pytest.raises(KeyboardInterrupt):
         job.run(output, observers=[stop_after(5)])
-    partial = output / "_run/partials/part-00002.parquet"
+    partial = output / "_run/partials/part-00002.arrow"
     content = bytearray(partial.read_bytes())
     content[50] ^= 1
     partial.write_bytes(content)
-    with pytest.raises(bx.errors.IntegrityError, match=r"part-00002\.parquet is not what its receipt says"):
+    with pytest.raises(bx.errors.IntegrityError, match=r"part-00002\.arrow is not what its receipt says"):
         job.run(output, resume=True)
     partial.unlink()
     job.run(output, resume=True)

@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 import batch_explain as bx
 from batch_explain.cli import cli
-from batch_explain.engine import executors
+from batch_explain.engine import cluster, workers
 from batch_explain.engine.artifacts import Artifacts
 from batch_explain.engine.plan import Plan, write_plan
 from batch_explain.engine.runner import plan_run
@@ -51,7 +51,7 @@ def test_a_worker_refuses_another_model_than_the_planned_one(small: Small, tmp_p
     plan, _ = planned(small, tmp_path)
     key = tuple({**plan.artifacts, "model": "0" * 64}.items())
     with pytest.raises(ArtifactError, match="The model that a worker finds is not the one"):
-        executors._load_artifacts(plan.options, key)
+        workers._load_artifacts(plan.options, key)
 
 
 def test_a_task_of_an_earlier_run_does_not_write_into_the_next(small: Small, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_an_output_taken_while_planning_is_left_alone(small: Small, tmp_path: Pa
 def test_a_run_is_not_removed_for_a_cluster_that_is_not_there(
     engineered: Engineered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executors, "_CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 0.5)
     engineered.frame.to_parquet(tmp_path / "rows.parquet")
     options = {"input": tmp_path / "rows.parquet", "explainer": engineered.explainer, "output": tmp_path / "out"}
     bx.explain_dataset(**options, scheduler="sync")

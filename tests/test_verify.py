@@ -174,7 +174,7 @@ def test_one_flip_in_each_kind_of_file(done: Job) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", [PART, "_run/receipts/part-00003.json", "_run/partials/part-00001.parquet", "summary/engineered.json"]
+    "file", [PART, "_run/receipts/part-00003.json", "_run/partials/part-00001.arrow", "summary/engineered.json"]
 )
 @pytest.mark.parametrize("harm", ["gone", "truncated", "one bit"])
 def test_what_is_advised_mends_it(harm: str, file: str, done: Job) -> None:

@@ -25,7 +25,8 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import make_pipeline
 
-from batch_explain.engine import executors
+from batch_explain.engine import cluster as cluster_module
+from batch_explain.engine import workers
 from batch_explain.engine.artifacts import Artifacts, name_outputs
 from batch_explain.engine.plan import Plan, write_plan
 from batch_explain.engine.runner import plan_run
@@ -277,7 +278,7 @@ def test_the_scheduler_is_killed(engineered: Engineered, expected: dict[str, str
 
 @once
 def test_no_workers_are_left(engineered: Engineered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executors, "_POLL_SECONDS", 0.1)
+    monkeypatch.setattr(cluster_module, "_POLL_SECONDS", 0.1)
     job = TrappedJob(engineered, tmp_path, pace=SLOWLY)
     with Cluster(tmp_path / "cluster") as cluster:
         cluster.add_worker(nanny=False)
@@ -295,7 +296,7 @@ def test_workers_that_dask_pauses_for_ever_are_told_of(
     engineered: Engineered, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worker's libraries alone are four fifths of its limit, which without a nanny nobody enforces."""
-    monkeypatch.setattr(executors, "_POLL_SECONDS", 0.5)
+    monkeypatch.setattr(cluster_module, "_POLL_SECONDS", 0.5)
     job = TrappedJob(engineered, tmp_path)
     with Cluster(tmp_path / "cluster") as cluster:
         cluster.add_worker(nanny=False, memory_limit="50MB")
@@ -308,7 +309,7 @@ def test_workers_that_dask_pauses_for_ever_are_told_of(
 def test_dask_never_pauses_our_own_workers(engineered: Engineered, tmp_path: Path) -> None:
     plan, _ = planned(TrappedJob(engineered, tmp_path), tmp_path / "out")
     options = replace(plan.options, scheduler="processes", memory_limit=2_000_000_000)
-    with executors.ClusterExecutor(replace(plan, options=options), 1) as executor:
+    with cluster_module.ClusterExecutor(replace(plan, options=options), 1) as executor:
         client = executor._client
         limits = client.run(lambda dask_worker: vars(dask_worker.memory_manager)).values()
         ended = client.run(lambda dask_worker: dask_worker.memory_manager.memory_terminate_fraction, nanny=True)
@@ -323,7 +324,7 @@ def test_a_partition_that_kills_the_last_worker_is_named(
     engineered: Engineered, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody replaces workers without a nanny, so that it cannot be tried again; but one knows where to look."""
-    monkeypatch.setattr(executors, "_POLL_SECONDS", 0.1)
+    monkeypatch.setattr(cluster_module, "_POLL_SECONDS", 0.1)
     job = TrappedJob(engineered, tmp_path)
     job.armed.touch()
     with Cluster(tmp_path / "cluster") as cluster:
@@ -413,10 +414,10 @@ def planned(job: Job, output: Path) -> tuple[Plan, Artifacts]:
 
 def run_in_process(plan: Plan, index: int, ready: Path) -> Receipt:
     """Run one task as a worker does, when the other process is ready too."""
-    executors.load_on_worker(plan.options, tuple(sorted(plan.artifacts.items())), plan.learned)
+    workers.load_on_worker(plan.options, tuple(sorted(plan.artifacts.items())), plan.learned)
     (ready / str(os.getpid())).touch()
     wait_until(lambda: len(list(ready.iterdir())) == 2)
-    return executors.run_on_worker(plan.options, plan.digest, index)
+    return workers.run_on_worker(plan.options, plan.digest, (index,))[0]
 
 
 def assert_one_result(plan: Plan, index: int, answers: list[Receipt], expected: dict[str, str]) -> None:

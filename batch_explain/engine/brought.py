@@ -10,13 +10,13 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from batch_explain.engine.executors import loaded_artifacts
 from batch_explain.engine.explaining import Context
 from batch_explain.engine.partitions import FilePartition, cut
 from batch_explain.engine.plan import Plan, write_plan
 from batch_explain.engine.runner import plan_run
 from batch_explain.engine.schema import check_columns, id_fields, some_of
 from batch_explain.engine.task import run_partition
+from batch_explain.engine.workers import loaded_artifacts
 from batch_explain.errors import InputError, InterruptedRunError, OptionError, OutputRefusedError
 from batch_explain.options import RunOptions
 from batch_explain.storage.atomic import write_json

@@ -1,5 +1,6 @@
 """Partitions: what one task explains."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -53,6 +54,11 @@ class FilePartition:
     def name(self) -> str:
         """See :class:`Partition`."""
         return f"Rows {self.start} to {self.stop} of {self.file.path} (partition {self.index})"
+
+    @property
+    def begins_inside(self) -> bool:
+        """Whether it begins inside a row group."""
+        return self.start not in itertools.accumulate(self.file.row_groups, initial=0)
 
     def batches(self, batch_rows: int) -> int:
         """See :class:`Partition`."""

@@ -147,7 +147,7 @@ class Plan:
     def _by_number(self) -> dict[int, Partition]:
         return {partition.index: partition for partition in self.partitions}
 
-    @property
+    @functools.cached_property
     def rows(self) -> int:
         """Rows to explain."""
         return sum(partition.rows for partition in self.partitions)

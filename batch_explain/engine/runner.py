@@ -6,6 +6,7 @@ import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -42,10 +43,13 @@ from batch_explain.storage.dataset import InputFile, discover
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import Claim, claim_output
 
+if TYPE_CHECKING:
+    from distributed import Client
+
 _LOOKED_AT = 1_000  # rows of a file, in search of one that can be explained
 
 
-def run(options: RunOptions, observers: Sequence[Observer] = ()) -> Run:
+def run(options: RunOptions, observers: Sequence[Observer] = (), client: "Client | None" = None) -> Run:
     """Explain a dataset as the options say; see :func:`batch_explain.explain_dataset`."""
     started = time.perf_counter()
 
@@ -66,7 +70,7 @@ def run(options: RunOptions, observers: Sequence[Observer] = ()) -> Run:
             return found
     with contextlib.ExitStack() as stack:
         # the engine owns the cores; OpenMP is held to one thread where tasks run, because its limit is a thread's own
-        with threadpool_limits(1, user_api="blas"), executor_for(Context(plan, artifacts)) as executor:
+        with threadpool_limits(1, user_api="blas"), executor_for(Context(plan, artifacts), client) as executor:
             executor.load()
             # only now, with the workers ready, is anything written or an earlier run removed
             lock = stack.enter_context(claim.take())

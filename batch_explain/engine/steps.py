@@ -15,7 +15,6 @@ from batch_explain.engine.artifacts import Artifacts
 from batch_explain.engine.baseline import check_baseline, refuse_drift
 from batch_explain.engine.brought import forget_notes, gathered
 from batch_explain.engine.estimate import Estimate
-from batch_explain.engine.executors import worker_context
 from batch_explain.engine.explaining import Context
 from batch_explain.engine.finalize import finalize
 from batch_explain.engine.partitions import FilePartition, Partition
@@ -25,6 +24,7 @@ from batch_explain.engine.recompute import stored_options
 from batch_explain.engine.resume import FREE, finished
 from batch_explain.engine.runner import prepare, reading_errors, storage_errors
 from batch_explain.engine.task import run_partition
+from batch_explain.engine.workers import worker_context
 from batch_explain.errors import InterruptedRunError, OptionError
 from batch_explain.events import Event, Observer
 from batch_explain.options import RunOptions

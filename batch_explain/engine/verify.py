@@ -264,7 +264,7 @@ class _Checker:
         if file == PLAN_FILE:
             return "Restore it, or start anew with --overwrite"
         success = f"{SUCCESS_FILE} and " if self.finished else ""
-        if re.search(r"/part-\d+\.(parquet|json)$", file):
+        if re.search(r"/part-\d+\.(parquet|arrow|json)$", file):
             return f"Restore it, or remove {success}it and go on with --resume, which does its partition again"
         first = f"remove {SUCCESS_FILE} and " if self.finished else ""
         return f"Restore it, or {first}go on with --resume, which writes it again"

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from batch_explain.engine.brought import begin, run_brought
-from batch_explain.engine.executors import loaded_artifacts
 from batch_explain.engine.explaining import Context
 from batch_explain.engine.partitions import FilePartition
 from batch_explain.engine.steps import finalize_run, of_files, planned_context, planned_options
 from batch_explain.engine.task import run_partition
+from batch_explain.engine.workers import loaded_artifacts
 from batch_explain.errors import BatchExplainError, InputError, OptionError
 from batch_explain.integrations.minibatches import file_of_frame, match, name_of, read_file, rows_of
 from batch_explain.options import RunOptions

@@ -1,6 +1,7 @@
 """The whole job, and telling others of it."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from batch_explain.engine import steps
@@ -29,7 +30,7 @@ def explain_dataset(
         Each is called with every event of the run (see :mod:`batch_explain.events`).
     **options
         The fields of :class:`batch_explain.options.RunOptions`: ``input``, ``output``, ``explainer``, ``model`` and so
-        on.
+        on. ``scheduler`` may also be a ``distributed.Client``, or a cluster of Dask; it is left open.
 
     Returns
     -------
@@ -48,15 +49,24 @@ def explain_dataset(
     ...     input="rows/", model="model.pkl", explainer="scoring_explainer.pkl", output="out/")
     >>> run.summary("raw")  # doctest: +SKIP
     """
+    with _client(options.get("scheduler", "processes")) as client:
+        if client is not None:
+            options = {**options, "scheduler": client.scheduler.address}
+        return _explain_dataset(mlflow, azure_run, observers, client, options)
+
+
+def _explain_dataset(
+    mlflow: bool, azure_run: str | None, observers: Sequence[Observer], client: Any, options: dict[str, Any]
+) -> Run:
     asked = RunOptions.create(**{name: _pinned(name, value) for name, value in options.items()})
     if not isinstance(mlflow, bool):
         raise OptionError(f"mlflow is {mlflow!r}. Use true or false.")
     told = _told(mlflow, azure_run)
     if not told:
-        return run(asked, observers)
+        return run(asked, observers, client)
     drifted: DriftError | None = None
     try:
-        finished = run(asked, observers)
+        finished = run(asked, observers, client)
     except DriftError as error:  # which is what one wants to see there
         finished, drifted = open_run(asked.output), error
     refused: NotLoggedError | None = None
@@ -70,6 +80,15 @@ def explain_dataset(
     if drifted is not None:
         raise drifted
     return finished
+
+
+def _client(scheduler: Any) -> AbstractContextManager[Any]:
+    """The Dask client that was passed, or one of the cluster that was; None of a name or an address."""
+    if scheduler is None or isinstance(scheduler, str | int | float):  # of a configuration: RunOptions refuses numbers
+        return nullcontext()
+    from batch_explain.engine.cluster import client_of
+
+    return client_of(scheduler)
 
 
 def plan_dataset(

@@ -4,11 +4,12 @@ They are for people (``batch-explain status``) and for nothing else: what proves
 receipt.
 """
 
+import functools
 import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 
@@ -54,6 +55,7 @@ def attempt(output: Location, index: int) -> Iterator[None]:
 
     The notes are best effort: where the storage fails, the task's own files will say so, and sooner.
     """
+    note = _noted if output.is_local else functools.partial(try_for, _NOTE_SECONDS)
     mine = Attempt(index, platform.node(), os.getpid(), round(time.time(), 3))
 
     def begin() -> None:
@@ -62,17 +64,22 @@ def attempt(output: Location, index: int) -> Iterator[None]:
             mine = replace(mine, tries=before.tries + 1)
         _write(output, mine)
 
-    try_for(_NOTE_SECONDS, begin)
+    note(begin)
     try:
         yield
     except StoppedError:
         raise
     except Exception as error:
         failed = replace(mine, failed=mask_secrets(str(error))[:2_000])
-        try_for(_NOTE_SECONDS, lambda: _write(output, failed))
+        note(lambda: _write(output, failed))
         raise
     place = output.join(_path(index))
-    try_for(_NOTE_SECONDS, lambda: place.fs.rm_file(place.path))
+    note(lambda: place.fs.rm_file(place.path))
+
+
+def _noted(work: Callable[[], None]) -> None:
+    with suppress(Exception):
+        work()
 
 
 def read_attempts(output: Location) -> list[Attempt]:

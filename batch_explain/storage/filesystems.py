@@ -85,7 +85,7 @@ class Location:
     def at(self, path: str) -> "Location":
         """Another path on the same filesystem; a URL keeps its host and account."""
         if self.is_local:
-            return Location(path)
+            return self._local(path)
         below, above = path.removeprefix(self.path + "/"), self.path.removeprefix(path.rstrip("/") + "/")
         url = self.url.rstrip("/")
         if below != path:
@@ -93,6 +93,13 @@ class Location:
         if above != self.path and url.endswith(above):
             return Location(url.removesuffix(above).rstrip("/"))
         return Location(self.fs.unstrip_protocol(path))
+
+    def _local(self, path: str) -> "Location":
+        """A path on this machine, without asking again what kind of address it is: a task names some 50 files."""
+        place = object.__new__(Location)
+        object.__setattr__(place, "url", path)
+        place.__dict__["_resolved"] = self._resolved[0], path.rstrip("/") or path
+        return place
 
     def join(self, *parts: str) -> "Location":
         """A place below this one."""

@@ -10,9 +10,9 @@ from typing import Any
 from batch_explain.errors import IntegrityError
 from batch_explain.storage.atomic import FileRecord, write_json
 from batch_explain.storage.filesystems import Location
-from batch_explain.storage.tables import part_name, part_path
+from batch_explain.storage.tables import part_name
 
-VERSION = 4
+VERSION = 5
 RECEIPTS_FOLDER = "_run/receipts"
 PARTIALS_FOLDER = "_run/partials"
 
@@ -89,7 +89,7 @@ def receipt_path(index: int) -> str:
 
 def partial_path(index: int) -> str:
     """Where a partition's partial summary lies, relative to the run's folder."""
-    return part_path(PARTIALS_FOLDER, index)
+    return f"{PARTIALS_FOLDER}/{part_name(index)}.arrow"
 
 
 def valid_receipt(root: Location, index: int, run_id: str, sizes: Mapping[str, int] | None = None) -> Receipt | None:
