@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import logging
-import os
 import signal
 import threading
 import time
@@ -37,6 +36,7 @@ from batch_explain.storage.receipts import Receipt
 
 _CONNECT_SECONDS = 20
 _WORKERS_SECONDS = 120  # until a cluster that has none has its first worker: a node must come up
+_LOOK_SECONDS = 0.2
 _COUNT_SECONDS = 2.0  # between looks at how many workers there are
 _POLL_SECONDS, _DESERTED_POLLS = 10, 5
 
@@ -99,6 +99,7 @@ class ClusterExecutor(Executor):
         self._given = client
         self._address = None if plan.options.scheduler == "processes" else plan.options.scheduler
         self._counted_at = 0.0
+        self._begun: distributed.Event | None = None
         self.workers = workers
 
     def __enter__(self) -> Executor:
@@ -122,7 +123,7 @@ class ClusterExecutor(Executor):
                 self._client = stack.enter_context(Client(cluster))
             else:
                 self._client = self._given or stack.enter_context(_connected(self._address))
-                self._wait_for_workers()
+                self._wait_for_workers(stack)
             if _has_dashboard():
                 self.dashboard = self._client.dashboard_link
             self._stack = stack.pop_all()
@@ -140,11 +141,11 @@ class ClusterExecutor(Executor):
         )
         failed = {worker: answer for worker, answer in loaded.items() if isinstance(answer, Exception)}
         for worker, error in failed.items():
-            if isinstance(error, ImportError):
+            if self._address is not None and isinstance(error, ArtifactError | ImportError):
                 others = f" and on {len(failed) - 1} more" if len(failed) > 1 else ""
                 raise ArtifactError(
-                    f"The artifacts cannot be loaded on the worker {mask_secrets(str(worker))}{others}: "
-                    f"{first_line(error)}. Install what they need on all workers, as it is here."
+                    f"The artifacts, which this process could load, cannot be loaded on the worker "
+                    f"{mask_secrets(str(worker))}{others}; install there what is installed here. {first_line(error)}"
                 ) from error
             self._guard(functools.partial(_raise, error))
 
@@ -158,21 +159,28 @@ class ClusterExecutor(Executor):
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
-    def _wait_for_workers(self) -> None:
+    def _wait_for_workers(self, stack: contextlib.ExitStack) -> None:
         """Wait for the first worker: clusters that adapt have none before there is a task."""
         if not self._count_workers():
             where = mask_secrets(str(self._address))
             _LOG.warning("the Dask scheduler at %s has no workers; waiting %d s for one", where, _WORKERS_SECONDS)
-            waker = self._client.submit(os.getpid, pure=False)
-            try:
-                waker.result(timeout=_WORKERS_SECONDS)
-            except (TimeoutError, distributed.TimeoutError) as error:
-                waker.cancel()
-                raise OptionError(
-                    f"The Dask scheduler at {where} has no workers, and none came in {_WORKERS_SECONDS:g} s. "
-                    f"Start some with 'dask worker {where}'."
-                ) from error
-            self._count_workers()
+            self._ask_for_workers(stack)
+            deadline = time.monotonic() + _WORKERS_SECONDS
+            while not self._count_workers():
+                if time.monotonic() > deadline:
+                    raise OptionError(
+                        f"The Dask scheduler at {where} has no workers, and none came in {_WORKERS_SECONDS:g} s. "
+                        f"Start some with 'dask worker {where}'."
+                    )
+                time.sleep(_LOOK_SECONDS)
+
+    def _ask_for_workers(self, stack: contextlib.ExitStack) -> None:
+        """Submit a task that waits for the run's own: a cluster that adapts starts a worker for it, and keeps it."""
+        begun = distributed.Event(client=self._client)
+        waiting = self._client.submit(begun.wait, _WORKERS_SECONDS + _CONNECT_SECONDS, pure=False)
+        stack.callback(_quietly, waiting.cancel)
+        stack.callback(_quietly, begun.set)
+        self._begun = begun
 
     def _count_workers(self) -> int:
         self._counted_at = time.monotonic()
@@ -212,6 +220,9 @@ class ClusterExecutor(Executor):
             while not suspects and waiting and len(running) < WINDOW * self._workers_now():
                 chunk = waiting.take(self._workers_now())
                 running[self._submit(chunk)] = chunk
+            if self._begun is not None:
+                self._begun.set()
+                self._begun = None
             if not running:
                 break
             for future in self._guard(functools.partial(self._finished, set(running))):
