@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tomllib
+
+pytest.importorskip("auditwheel", reason="run by tox -e wheel")
+tomllib = pytest.importorskip("tomllib")
 
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
