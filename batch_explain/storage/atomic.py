@@ -69,7 +69,7 @@ class _HashedFile(io.RawIOBase):
 
     def _sync_soon(self) -> None:
         with suppress(OSError):  # sync() will meet it again
-            os.fdatasync(self._descriptor)
+            getattr(os, "fdatasync", os.fsync)(self._descriptor)  # macOS has the other alone
 
     @property
     def sha256(self) -> str:

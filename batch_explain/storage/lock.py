@@ -17,6 +17,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 
+import psutil
+
 from batch_explain.errors import InterruptedRunError, OutputRefusedError
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.remote import try_for
@@ -63,15 +65,7 @@ class Holder:
     @property
     def is_gone(self) -> bool:
         """Whether it is known, without waiting, that the process has ended; only on its own machine."""
-        if self.machine != _machine():
-            return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except OSError:  # somebody else's
-            pass
-        return False
+        return self.machine == _machine() and not psutil.pid_exists(self.pid)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}"

@@ -1,4 +1,4 @@
-"""From groups to the flat arrays that the kernel runs: see ``_native/kernel.cpp`` for what each one means to it."""
+"""From groups to the flat arrays that the kernel runs: see ``_native/kernel.h`` for what each one means to it."""
 
 import math
 from collections.abc import Sequence

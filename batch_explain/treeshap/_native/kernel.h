@@ -8,29 +8,28 @@
 // A block is cut into chunks, small enough that the sums that one tree adds to stay in the second-level cache beside its
 // tables; it has many chunks, so that these serve many rows.
 //
-// The generic code below is compiled three times, for baseline x86-64 (or any other CPU), AVX2 and AVX-512. Every row
+// The generic code below is compiled three times on x86-64, for any CPU, AVX2 and AVX-512, and once elsewhere. Every row
 // is computed by the same additions and multiplications in the same order (no contraction to fused operations), so the
 // results are identical to the bit, whatever the instruction set, the block, the batch or the number of threads.
 
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/optional.h>
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/vector.h>
+#pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <memory>
-#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "background.h"
 
-namespace nb = nanobind;
+// GCC and Clang compile a function for another instruction set than the rest, and ask the CPU what it has. Clang with
+// Microsoft's libraries cannot ask.
+#if defined(__x86_64__) && !defined(_MSC_VER) && !defined(BATCH_EXPLAIN_BASELINE)
+#define HAS_DISPATCH
+#endif
 
 namespace {
 
@@ -50,9 +49,6 @@ constexpr int SUMS = CHUNK + 8, CODES = CHUNK + 32;
 constexpr int HASH_BITS = 15;  // as many numbers of combinations of patterns as stay near
 constexpr int MAX_POINTS = 256, MAX_PARTS = 160;  // enough for 512 distinct features on a path: see groups.py
 constexpr double ZERO_THRESHOLD = 1.0000000180025095e-35;  // LightGBM's kZeroThreshold, a float
-
-template <class T>
-using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 // ---- the arrays of a program ----------------------------------------------------------------------------------------
 
@@ -694,7 +690,7 @@ void explain_baseline(const Columns &c, const Terms &t, const Groups &g, const d
   explain_rows(c, t, g, tables, in, out, s);
 }
 
-#if defined(__x86_64__)
+#ifdef HAS_DISPATCH
 __attribute__((target("avx2"))) void explain_avx2(const Columns &c, const Terms &t, const Groups &g,
                                                   const double *tables, const Input &in, const Output &out,
                                                   Scratch &s) {
@@ -709,7 +705,7 @@ __attribute__((target("avx2,avx512f,avx512bw,avx512dq,avx512vl"))) void explain_
 #endif
 
 Explain function_of(const std::string &isa) {
-#if defined(__x86_64__)
+#ifdef HAS_DISPATCH
   if (isa == "avx2") return explain_avx2;
   if (isa == "avx512") return explain_avx512;
 #endif
@@ -719,7 +715,7 @@ Explain function_of(const std::string &isa) {
 
 std::vector<std::string> instruction_sets() {  // that this CPU has, the best last
   std::vector<std::string> found{"baseline"};
-#if defined(__x86_64__)
+#ifdef HAS_DISPATCH
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2")) {
     found.push_back("avx2");
@@ -730,7 +726,6 @@ std::vector<std::string> instruction_sets() {  // that this CPU has, the best la
 #endif
   return found;
 }
-
 
 // ---- tables --------------------------------------------------------------------------------------------------------
 
@@ -830,15 +825,22 @@ void build_part(const Leaves &l, int64_t part, int64_t patterns, int slots, int 
   }
 }
 
-// ---- the module -----------------------------------------------------------------------------------------------------
+// ---- a program, by the names of its arrays -----------------------------------------------------------------------------
 
-template <class T> Array<T> array(const nb::dict &arrays, const char *name) {
-  return nb::cast<Array<T>>(arrays[name]);
+struct Program {
+  Columns columns;
+  Terms terms;
+  Groups groups;
+  int64_t n_groups, widest, most_quads;
+  int features;
+};
+
+// Arrays: get<T>(name) has data() and size(), which outlive it; number(name) is an integer.
+template <class T, class Arrays> const T *data(const Arrays &a, const char *name) {
+  return a.template get<T>(name).data();
 }
 
-template <class T> const T *data(const nb::dict &arrays, const char *name) { return array<T>(arrays, name).data(); }
-
-Groups groups_of(const nb::dict &a) {
+template <class Arrays> Groups groups_of(const Arrays &a) {
   Groups g{};
   g.output_start = data<int64_t>(a, "output_start");
   g.run_start = data<int64_t>(a, "run_start");
@@ -870,7 +872,7 @@ Groups groups_of(const nb::dict &a) {
   g.leaves.answers.rows = data<uint16_t>(a, "answer_rows");
   g.leaves.answers.failed = data<uint16_t>(a, "answer_failed");
   g.leaves.answers.shapley = data<double>(a, "shapley");
-  g.leaves.answers.most = nb::cast<int64_t>(a["longest"]) + 1;
+  g.leaves.answers.most = a.number("longest") + 1;
   g.leaves.first_test = data<int64_t>(a, "first_test");
   g.leaves.test_var = data<int32_t>(a, "test_var");
   g.leaves.test_factor = data<int32_t>(a, "test_factor");
@@ -884,32 +886,8 @@ Groups groups_of(const nb::dict &a) {
   return g;
 }
 
-void build_tables(const nb::dict &a, nb::ndarray<double, nb::ndim<1>, nb::c_contig, nb::device::cpu> tables) {
-  const Groups g = groups_of(a);
-  const Quadrature &quadrature = g.quadrature;
-  const int64_t n_groups = (int64_t)array<int32_t>(a, "terms").size();
-  double *table = tables.data();
-  nb::gil_scoped_release release;
-  for (int64_t group = 0; group < n_groups; ++group)
-    for (int part = g.first_part[group]; part < g.first_part[group + 1]; ++part) {
-      const int q = quadrature.points[group], terms = g.terms[group];
-      if (terms >= 0)
-        build_part(g.leaves, part, g.patterns[part], g.first_slot[part + 1] - g.first_slot[part], q, terms ? terms : 1,
-                   !terms, quadrature.point + quadrature.points_start[q],
-                   quadrature.rules + quadrature.rule_start[quadrature.rule[part]], table + g.table[part]);
-    }
-}
-
-using Optional = std::optional<nb::ndarray<double, nb::ndim<3>, nb::c_contig, nb::device::cpu>>;
-
-void explain(const std::string &isa, int64_t block, const nb::dict &a, Array<double> tables,
-             std::optional<nb::ndarray<const double, nb::ndim<2>, nb::device::cpu>> dense,
-             std::optional<Array<int64_t>> indptr, std::optional<Array<int32_t>> indices,
-             std::optional<Array<double>> values, Array<int32_t> position, Array<double> expected, Optional engineered,
-             Optional raw, Array<int64_t> map_indptr, Array<int32_t> map_indices, Array<double> map_data,
-             nb::ndarray<double, nb::ndim<2>, nb::c_contig, nb::device::cpu> margins, int64_t begin, int64_t end) {
-  const Explain function = function_of(isa);
-  const Columns c{(int)array<int32_t>(a, "column_feature").size(),
+template <class Arrays> Program program_of(const Arrays &a) {
+  const Columns c{(int)a.template get<int32_t>("column_feature").size(),
                   data<int32_t>(a, "column_feature"),
                   data<int8_t>(a, "column_kind"),
                   data<int8_t>(a, "column_missing"),
@@ -924,61 +902,40 @@ void explain(const std::string &isa, int64_t block, const nb::dict &a, Array<dou
                   data<int32_t>(a, "classes")};
   const Terms t{data<int32_t>(a, "term_column"), data<uint8_t>(a, "term_mask"), data<int8_t>(a, "term_threshold"),
                 data<uint8_t>(a, "term_delta")};
-  const Groups g = groups_of(a);
-  Input in{};
-  in.rows = (int64_t)margins.shape(1);
-  in.begin = begin;
-  in.end = end;
-  in.features = (int)nb::cast<int64_t>(a["used"]);
-  if (dense) {
-    in.dense = dense->data();
-    in.row_stride = dense->stride(0);
-    in.column_stride = dense->stride(1);
-  } else {
-    in.indptr = indptr->data();
-    in.indices = indices->data();
-    in.data = values->data();
-  }
-  in.position = position.data();
-  Output out{};
-  out.n_outputs = (int)margins.shape(0);
-  out.engineered = engineered ? engineered->data() : nullptr;
-  out.raw = raw ? raw->data() : nullptr;
-  out.n_raw = raw ? (int)raw->shape(1) : 0;
-  out.margins = margins.data();
-  out.expected = expected.data();
-  out.map_indptr = map_indptr.data();
-  out.map_indices = map_indices.data();
-  out.map_data = map_data.data();
-  const int64_t widest = nb::cast<int64_t>(a["widest"]), quads = nb::cast<int64_t>(a["most_quads"]);
-  const double *table = tables.data();
-  nb::gil_scoped_release release;
+  return {c, t, groups_of(a), (int64_t)a.template get<int32_t>("terms").size(), a.number("widest"), a.number("most_quads"),
+          (int)a.number("used")};
+}
+
+void build_tables(const Program &program, double *tables) {
+  const Groups &g = program.groups;
+  const Quadrature &quadrature = g.quadrature;
+  for (int64_t group = 0; group < program.n_groups; ++group)
+    for (int part = g.first_part[group]; part < g.first_part[group + 1]; ++part) {
+      const int q = quadrature.points[group], terms = g.terms[group];
+      if (terms >= 0)
+        build_part(g.leaves, part, g.patterns[part], g.first_slot[part + 1] - g.first_slot[part], q, terms ? terms : 1,
+                   !terms, quadrature.point + quadrature.points_start[q],
+                   quadrature.rules + quadrature.rule_start[quadrature.rule[part]], tables + g.table[part]);
+    }
+}
+
+void explain(Explain function, int64_t block, const Program &program, const double *tables, const Input &in,
+             const Output &out) {
   Scratch s;
   const int64_t most = std::min(MAX_CHUNKS, MAX_SUMS / (SUMS * std::max(1, in.features)));
-  s.chunks = std::max<int64_t>(1, std::min((std::min(block, end - begin) + CHUNK - 1) / CHUNK, most));
+  s.chunks = std::max<int64_t>(1, std::min((std::min(block, in.end - in.begin) + CHUNK - 1) / CHUNK, most));
   s.values.assign((size_t)in.features * TILE, 0.0);
   s.sums.assign((size_t)s.chunks * in.features * SUMS, 0.0);
-  s.codes.assign((size_t)s.chunks * c.n * CODES, 0);
-  s.patterns.assign((size_t)widest * s.rows(), 0);
+  s.codes.assign((size_t)s.chunks * program.columns.n * CODES, 0);
+  s.patterns.assign((size_t)program.widest * s.rows(), 0);
   s.key.assign(s.rows(), 0);
   s.long_key.assign(s.rows(), 0);
   s.id.assign(s.rows(), 0);
   s.row.assign(s.rows(), 0);
   s.number.assign(s.rows(), 0);
   s.heads.assign(size_t(1) << HASH_BITS, 0);
-  s.occurring.allocate((size_t)quads * s.stride());
-  function(c, t, g, table, in, out, s);
+  s.occurring.allocate((size_t)program.most_quads * s.stride());
+  function(program.columns, program.terms, program.groups, tables, in, out, s);
 }
 
 }  // namespace
-
-NB_MODULE(_kernel, m) {
-  m.doc() = "Exact TreeSHAP by pattern tables; see batch_explain.treeshap.";
-  m.attr("TABLE_FORMAT") = "3";  // another one for every change of how tables are laid out or computed
-  m.def("instruction_sets", &instruction_sets);
-  m.def("build_tables", &build_tables, nb::arg("arrays"), nb::arg("tables"));
-  m.def("explain", &explain, nb::arg("isa"), nb::arg("block"), nb::arg("arrays"), nb::arg("tables"),
-        nb::arg("dense").none(), nb::arg("indptr").none(), nb::arg("indices").none(), nb::arg("values").none(),
-        nb::arg("position"), nb::arg("expected"), nb::arg("engineered").none(), nb::arg("raw").none(),
-        nb::arg("map_indptr"), nb::arg("map_indices"), nb::arg("map_data"), nb::arg("margins"), nb::arg("begin"), nb::arg("end"));
-}
