@@ -15,8 +15,7 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from batch_explain.engine.artifacts import Artifacts, name_outputs
-from batch_explain.engine.environment import environment
-from batch_explain.engine.estimate import cores
+from batch_explain.engine.environment import cores, environment
 from batch_explain.engine.explaining import Context
 from batch_explain.engine.partitions import Partition
 from batch_explain.engine.plan import Plan, artifact_digests, read_plan
