@@ -9,100 +9,40 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import common
 from engineered import FEATURES, LEAVES, RAW, TREES
 
+from batch_explain.bench.chart import Bar
+from batch_explain.bench.chart import chart as bars_chart
+
 RESULTS = Path(__file__).parent / "results"
 CHARTED = ("100x31", "100x255")
 OURS, PREDICT = "batch_explain", "LightGBM predict"
 
-# Pixels. By hand rather than by matplotlib: small, the same on every machine, and it follows the reader's theme.
-WIDTH, LEFT, RIGHT = 760, 176, 128
-BAR, STEP, TITLE, GAP, AXIS = 16, 24, 30, 18, 44
-STYLE = """
-text { font: 13px -apple-system, BlinkMacSystemFont, "Segoe UI", Helvetica, Arial, sans-serif; fill: #1f2328; }
-.title { font-weight: 600; }
-.note { fill: #59636e; font-size: 12px; }
-.grid { stroke: #d1d9e0; }
-.ours { fill: #0969da; }
-.peer { fill: #8c959f; }
-.predict { fill: #d1d9e0; }
-@media (prefers-color-scheme: dark) {
-  text { fill: #f0f6fc; }
-  .note { fill: #9198a1; }
-  .grid { stroke: #3d444d; }
-  .ours { fill: #4493f8; }
-  .peer { fill: #6e7681; }
-  .predict { fill: #3d444d; }
-}
-"""
-
 
 def chart(results: dict[str, Any]) -> str:
-    """An SVG: µs a row of each method, on a logarithmic scale, for the smallest and the largest trees."""
+    """An SVG: µs a row of each method, for the smallest and the largest trees."""
     cases = [case for case in results["cases"] if case["name"] in CHARTED]
     if not cases:
         raise ValueError(f"the results have none of the cases {', '.join(CHARTED)}")
-    bars = {case["name"]: _bars(case) for case in cases}
-    every = [us for found in bars.values() for _, us, _ in found]
-    low, high = math.floor(math.log10(min(every)) - 0.05), math.ceil(math.log10(max(every)) - 0.05)
-
-    def x(us: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * (math.log10(us) - low) / (high - low)
-
-    plot = sum(TITLE + STEP * len(found) + GAP for found in bars.values()) - GAP
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {plot + AXIS}" width="{WIDTH}" role="img">',
-        f"<title>{escape(_summary(cases))}</title>",
-        f"<style>{STYLE}</style>",
-    ]
-    for power in range(low, high + 1):
-        at = _pixel(x(10**power))
-        parts.append(f'<text class="note" x="{at}" y="{plot + 16}" text-anchor="middle">{10.0**power:,g}</text>')
     note = "µs a row, one thread, logarithmic; in brackets: times batch_explain's"
-    parts.append(f'<text class="note" x="{LEFT}" y="{plot + 36}">{note}</text>')
-    top = 0
-    for case in cases:
-        parts.append(f'<text class="title" x="0" y="{top + 18}">{escape(case["title"])}</text>')
-        top += TITLE
-        for power in range(low, high + 1):
-            at = _pixel(x(10**power))
-            bottom = top + STEP * len(bars[case["name"]])
-            parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{top - 4}" y2="{bottom}"/>')
-        for name, us, times in bars[case["name"]]:
-            kind = {OURS: "ours", PREDICT: "predict"}.get(name, "peer")
-            end = x(us)
-            label = f"{_number(us)}" if times is None else f"{_number(us)} (×{_number(times)})"
-            parts.append(f'<text x="{LEFT - 8}" y="{top + 13}" text-anchor="end">{escape(name)}</text>')
-            parts.append(
-                f'<rect class="{kind}" x="{LEFT}" y="{top}" width="{_pixel(end - LEFT)}" height="{BAR}" rx="2"/>'
-            )
-            parts.append(f'<text x="{_pixel(end + 6)}" y="{top + 13}">{escape(label)}</text>')
-            top += STEP
-        top += GAP
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    return bars_chart([(case["title"], _bars(case)) for case in cases], note)
 
 
-def _bars(case: dict[str, Any]) -> list[tuple[str, float, float | None]]:
-    """Name, µs a row and times ours, the fastest first; what only predicts comes first of all."""
+def _bars(case: dict[str, Any]) -> list[Bar]:
+    """The fastest first; what only predicts comes first of all."""
     found = [
         (method["name"], method["us_per_row"]["median"], method["times_ours"]["median"])
         for method in case["methods"]
         if method.get("right")
     ]
     found.sort(key=lambda bar: (bar[0] != PREDICT, bar[1]))
-    return [(name, us, None if name == OURS else times) for name, us, times in found]
-
-
-def _summary(cases: list[dict[str, Any]]) -> str:
-    parts = [f"{case['title']}: " + ", ".join(f"{name} {_number(us)}" for name, us, _ in _bars(case)) for case in cases]
-    return "Microseconds a row. " + "; ".join(parts)
+    kinds = {OURS: "ours", PREDICT: "predict"}
+    return [Bar(name, us, None if name == OURS else times, kinds.get(name, "peer")) for name, us, times in found]
 
 
 def table(results: dict[str, Any], chart_path: str) -> str:
@@ -186,10 +126,6 @@ def _cell(method: dict[str, Any]) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 20 else f"{value:.1f}"
-
-
-def _pixel(value: float) -> str:
-    return f"{value:.1f}"
 
 
 def main(arguments: list[str]) -> int:

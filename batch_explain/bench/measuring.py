@@ -44,7 +44,9 @@ class Measured:
     tree_rss_mb : float
         Largest sum of the tree's resident memory, sampled; pages shared between processes count in each.
     largest_rss_mb : float
-        Peak of the largest single process, as the kernel recorded it.
+        Peak of the largest single process, as the kernel recorded it; at least what the process that started it takes.
+    sampled_rss_mb : float
+        As ``tree_rss_mb``, by samples alone.
     """
 
     exit_code: int
@@ -52,6 +54,7 @@ class Measured:
     cpu_seconds: float
     tree_rss_mb: float
     largest_rss_mb: float
+    sampled_rss_mb: float
 
 
 def measure(
@@ -80,6 +83,7 @@ def measure(
         cpu_seconds=usage.ru_utime + usage.ru_stime,
         tree_rss_mb=max(sampler.peak, largest) / 1e6,
         largest_rss_mb=largest / 1e6,
+        sampled_rss_mb=sampler.peak / 1e6,
     )
 
 
