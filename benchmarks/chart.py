@@ -26,7 +26,7 @@ OURS, PREDICT = "batch_explain", "LightGBM predict"
 
 def chart(results: dict[str, Any]) -> str:
     """An SVG: µs a row of each method, for the smallest and the largest trees."""
-    cases = [case for case in results["cases"] if case["name"] in CHARTED]
+    cases = [case for case in results["results"]["cases"] if case["name"] in CHARTED]
     if not cases:
         raise ValueError(f"the results have none of the cases {', '.join(CHARTED)}")
     note = "µs a row, one thread, logarithmic; in brackets: times batch_explain's"
@@ -47,7 +47,7 @@ def _bars(case: dict[str, Any]) -> list[Bar]:
 
 def table(results: dict[str, Any], chart_path: str) -> str:
     """Markdown: the chart, a line for each case, and on what it was measured."""
-    names = [method["name"] for method in results["cases"][0]["methods"]]
+    names = [method["name"] for method in results["results"]["cases"][0]["methods"]]
     peers = [name for name in names if name not in (OURS, PREDICT)]
     versions, machine = results["versions"], results["machine"]
     lines = [
@@ -56,7 +56,7 @@ def table(results: dict[str, Any], chart_path: str) -> str:
         f"| model | µs a row | of `predict`'s time | {' | '.join(f'{_linked(peer)} takes' for peer in peers)} |",
         "|---|---|---|" + "---|" * len(peers),
     ]
-    for case in results["cases"]:
+    for case in results["results"]["cases"]:
         found = {method["name"]: method for method in case["methods"]}
         predict = found[PREDICT]["times_ours"]["median"]
         cells = [case["title"], f"**{_number(found[OURS]['us_per_row']['median'])}**", f"{1 / predict:.2f}"]
@@ -72,7 +72,7 @@ def table(results: dict[str, Any], chart_path: str) -> str:
     lines += [
         "",
         f"One thread, float64, one process in which all take turns: medians. {measured}, Python {versions['python']}; "
-        f"{machine['cpu'].partition(' (')[0]}, {results['batch_explain']['isa']}.",
+        f"{machine['cpu'].partition(' (')[0]}, {results['settings']['isa']}.",
     ]
     return "\n".join(lines)
 
@@ -86,19 +86,20 @@ def whole_runs(end_to_end: dict[str, Any], engineered: dict[str, Any]) -> str:
     for found in end_to_end["results"]:
         steady = found["steady_times_predict"]
         cells = [found["kind"], f"{found['rows_asked']:,}", found["way"]]
-        cells += [_number(found["us_per_row_explained"]["median"]), "" if steady is None else f"{steady:.2f}"]
+        cells += [_number(found["us_per_row_explained"]["median"]), "" if steady is None else f"{steady['median']:.2f}"]
         cells += [f"{found['rows_right']:,} of {found['rows_checked']:,}", f"{found['startup_seconds']['median']:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
         "Engineered rows in, engineered and raw importances, all summaries and checks out: "
-        f"{engineered['rows']:,} rows, {TREES} trees × {LEAVES} leaves × {FEATURES} features, {RAW} raw features:",
+        f"{engineered['settings']['rows']:,} rows, {TREES} trees × {LEAVES} leaves × {FEATURES} features, {RAW} raw "
+        "features:",
         "",
         "| way | rows a second | µs a row | start-up s | peak memory, MB |",
         "|---|---|---|---|---|",
     ]
     for found in engineered["results"]:
-        cells = [f"`{found['way']}`"]
+        cells = [f"`{found['name']}`"]
         for name, form in (("rows_per_second", ",.0f"), ("us_per_row", ".2f"), ("startup_seconds", ".0f")):
             cells.append(format(found[name]["median"], form))
         cells.append(format(found["peak_rss_mb"]["median"], ",.0f"))

@@ -92,13 +92,24 @@ def test_a_genuine_automl_model_beside_the_sdk(
 
 
 @pytest.mark.automl
-def test_an_explainer_without_trees(automl: Callable[[str], Any], capsys: pytest.CaptureFixture[str]) -> None:
-    """What cannot be is marked, and the values are held against the SDK's own."""
-    paths = automl("linear_regression")
-    methods = by_name(measured(capsys, "--input", paths.raw, "--model", paths.model, "--explainer", paths.explainer))
-    assert "has no LightGBM trees" in methods[CONTRIB]["status"]
-    ours = methods["batch_explain explainer"]
-    assert ours["compared_with"] == SDK and ours["largest_difference"] < 1e-9
+@pytest.mark.parametrize("kind", ["linear_regression", "transformations_binary", "probability_multiclass"])
+def test_other_explainers_beside_the_sdk(kind: str, automl: Callable[[str], Any], tmp_path: Path) -> None:
+    """What cannot be is marked, and the values are those of the SDK's own explain()."""
+    from batch_explain.bench.methods import methods_of
+    from batch_explain.bench.subject import Subject
+    from batch_explain.bench.turns import difference, take_turns
+
+    paths = automl(kind)
+    given = {"input": paths.raw, "model": paths.model, "explainer": paths.explainer}
+    methods = methods_of(Subject.load(tmp_path, given))
+    refused = {method.name: method.why for method in methods if method.why}
+    assert all("has no LightGBM trees" in why for why in refused.values()) and (CONTRIB in refused) == (
+        "linear" in kind
+    )
+    timed = {each.method.name: each for each in take_turns(methods, 300, 1, lambda what: None)}
+    ours, theirs = timed.get(KERNEL) or timed["batch_explain explainer"], timed[SDK]
+    assert ours.checked is not None and theirs.checked is not None
+    assert ours.checked.shape[2] > 0 and difference(ours.checked, theirs.checked) < 1e-9
 
 
 def test_a_wrong_run_would_be_seen(engineered: Engineered, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from batch_explain.bench.foretell import SHORT_SECONDS, Foretold, foretell
-from batch_explain.bench.measuring import Begun, record, spread
+from batch_explain.bench.measuring import Begun, record
+from batch_explain.bench.measuring import spread as decimal_spread
 from batch_explain.bench.methods import CONTRIB, MODEL, OURS, PREDICT, RUN, SDK, Method, methods_of
 from batch_explain.bench.runs import Way, run_in_turns
 from batch_explain.bench.subject import Subject
@@ -121,10 +122,10 @@ def _results(methods: list[Method], timed: list[Timed], ways: list[Way]) -> list
                 "calls": each.calls * len(each.us),
                 "rounds": len(each.us),
                 "few_rows": each.rows < FEW_ROWS and each.rows < max(other.rows for other in timed),
-                "us_per_row": spread(each.us, 4),
-                "rows_per_second": spread([1e6 / us for us in each.us], 1),
-                "times_predict": None if predict is None else spread(shares(each, predict), 4),
-                "times_ours": spread(shares(each, ours), 4),
+                "us_per_row": spread(each.us),
+                "rows_per_second": spread([1e6 / us for us in each.us]),
+                "times_predict": None if predict is None else spread(shares(each, predict)),
+                "times_ours": spread(shares(each, ours)),
                 "memory_mb": round(each.memory_mb, 1),
                 "cpu_per_second": round(each.cpu / each.wall, 3),
                 **_compared(each.checked if each is not reference else None, reference, of),
@@ -140,7 +141,7 @@ def _whole(way: Way, predict: Timed | None, ours: Timed, reference: Timed | None
     us = way.us
 
     def by(other: Timed | None) -> dict[str, float] | None:
-        return None if other is None else spread([each / median(other.us) for each in us], 4)
+        return None if other is None else spread([each / median(other.us) for each in us])
 
     return {
         "name": RUN,
@@ -150,8 +151,8 @@ def _whole(way: Way, predict: Timed | None, ours: Timed, reference: Timed | None
         "rounds": len(us),
         "workers": way.workers,
         "few_rows": False,
-        "us_per_row": spread(us, 4),
-        "rows_per_second": spread([1e6 / each for each in us], 1),
+        "us_per_row": spread(us),
+        "rows_per_second": spread([1e6 / each for each in us]),
         "times_predict": by(predict),
         "times_ours": by(ours),
         "memory_mb": round(max(run.measured.sampled_rss_mb for run in way.runs), 1),
@@ -179,13 +180,18 @@ def _of_way(way: Way) -> dict[str, Any]:
         "workers": way.workers,
         "rows": way.rows,
         "status": f"failed: {way.failed}" if way.failed else "ok" if way.runs else "not here: no time was left",
-        "us_per_row": spread(way.us, 4),
-        "partition_us_per_row": spread([us for run in way.runs for us in run.part_us_per_row], 4),
+        "us_per_row": spread(way.us),
+        "partition_us_per_row": spread([us for run in way.runs for us in run.part_us_per_row]),
         "total_seconds": spread([run.measured.seconds for run in way.runs]),
         "startup_seconds": spread([run.startup_seconds for run in way.runs]),
         "closing_seconds": spread([run.closing_seconds for run in way.runs]),
-        "peak_rss_mb": spread([run.measured.sampled_rss_mb for run in way.runs], 0),
+        "peak_rss_mb": spread([run.measured.sampled_rss_mb for run in way.runs]),
     }
+
+
+def spread(values: list[float]) -> dict[str, float] | None:
+    """To four significant digits: a ratio may be small."""
+    return decimal_spread([float(f"{value:.4g}") for value in values], 12)
 
 
 def _problems(methods: list[dict[str, Any]], ways: list[Way]) -> list[str]:
