@@ -35,14 +35,26 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+FORM = [
+    "benchmark", "format_version", "commit", "machine", "versions", "started", "seconds", "settings", "results",
+    "targets", "problems",
+]  # fmt: skip
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What a benchmark wrote, in the form of all of them."""
+    found: dict[str, Any] = json.loads(path.read_text())
+    assert list(found) == FORM and found["problems"] == [] and found["settings"]["quick"]
+    return found
+
+
 @pytest.fixture
 def results(measured: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(measured.read_text())
+    found: dict[str, Any] = read(measured)["results"]
     return found
 
 
 def test_kernel_and_peers_agree(results: dict[str, Any]) -> None:
-    assert results["problems"] == []
     assert [case["name"] for case in results["cases"]] == CASES
     for case in results["cases"]:
         assert [method["name"] for method in case["methods"]] == METHODS
@@ -59,22 +71,23 @@ def test_kernel_and_peers_agree(results: dict[str, Any]) -> None:
         assert case["fastest_peer"] in METHODS[2:]
 
 
-def test_kernel_results_say_what_was_measured(results: dict[str, Any]) -> None:
+def test_kernel_results_say_what_was_measured(results: dict[str, Any], measured: Path) -> None:
     sizes = {case["name"]: (case["outputs"], case["features"]) for case in results["cases"]}
     assert sizes["100x31"] == (1, 50)
     assert sizes["5 classes"] == (5, 50)
     assert sizes["sparse"] == (1, 42_000)
     assert sizes["12 features"] == (1, 12)
     assert [grown["name"] for grown in results["growth"]] == CASES[:4]
-    assert [(table["name"], table["divisor"]) for table in results["tables"]] == [
+    assert [(table["case"], table["divisor"]) for table in results["tables"]] == [
         (name, divisor) for name in ("100x31", "100x255") for divisor in (1, 4, 16)
     ]
     assert all(table["max_relative_difference"] < 1e-9 for table in results["tables"])
     assert results["threads"]["times_faster"]["median"] > 0
     assert [first["name"] for first in results["first_row"]] == ["100x31", "100x255"]
-    assert {"python", "numpy", "lightgbm"} <= set(results["versions"])
-    assert results["machine"]["cpu"]
-    assert results["targets"] == []  # of tiny models there are none
+    found = read(measured)
+    assert {"python", "numpy", "lightgbm"} <= set(found["versions"])
+    assert found["machine"]["cpu"]
+    assert found["targets"] == []  # of tiny models there are none
 
 
 def test_chart_is_deterministic_and_fills_the_readme(measured: Path, tmp_path: Path) -> None:
@@ -105,13 +118,24 @@ def test_chart_refuses_a_readme_without_its_lines(measured: Path, tmp_path: Path
 def test_interventional_values_are_shaps(tmp_path: Path) -> None:
     pytest.importorskip("shap")
     script("interventional.py", "--quick", "--json", tmp_path / "found.json")
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["problems"] == [] and found["results"][0]["relative_difference_to_shap"] < 1e-5
+    assert read(tmp_path / "found.json")["results"][0]["relative_difference_to_shap"] < 1e-5
 
 
 def test_an_online_endpoint_under_load(tmp_path: Path) -> None:
     pytest.importorskip("azureml_inference_server_http")
     script("online.py", "--quick", "--workers", "1", "--json", tmp_path / "found.json")
-    [found] = json.loads((tmp_path / "found.json").read_text())["results"]
+    [found] = read(tmp_path / "found.json")["results"]
     assert found["requests_per_second"]["median"] > 0 and found["p99_ms"]["median"] >= found["p50_ms"]["median"]
     assert found["rows_of_one_request"] == 100
+
+
+def test_whole_runs_are_right(tmp_path: Path) -> None:
+    script("end_to_end.py", "--engineered", "--quick", "--json", tmp_path / "found.json")
+    for found in read(tmp_path / "found.json")["results"]:
+        assert found["us_per_row"]["min"] > 0 and found["additivity"]["rows_checked"] > 0
+
+
+def test_memory_is_told(tmp_path: Path) -> None:
+    script("memory.py", "--quick", "--json", tmp_path / "found.json")
+    for found in read(tmp_path / "found.json")["results"]:
+        assert found["worker_peak_mb"] > 0 and found["rows_explained"] == found["rows"]
