@@ -9,105 +9,45 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import common
 from engineered import FEATURES, LEAVES, RAW, TREES
 
+from batch_explain.bench.chart import Bar
+from batch_explain.bench.chart import chart as bars_chart
+
 RESULTS = Path(__file__).parent / "results"
 CHARTED = ("100x31", "100x255")
 OURS, PREDICT = "batch_explain", "LightGBM predict"
 
-# Pixels. By hand rather than by matplotlib: small, the same on every machine, and it follows the reader's theme.
-WIDTH, LEFT, RIGHT = 760, 176, 128
-BAR, STEP, TITLE, GAP, AXIS = 16, 24, 30, 18, 44
-STYLE = """
-text { font: 13px -apple-system, BlinkMacSystemFont, "Segoe UI", Helvetica, Arial, sans-serif; fill: #1f2328; }
-.title { font-weight: 600; }
-.note { fill: #59636e; font-size: 12px; }
-.grid { stroke: #d1d9e0; }
-.ours { fill: #0969da; }
-.peer { fill: #8c959f; }
-.predict { fill: #d1d9e0; }
-@media (prefers-color-scheme: dark) {
-  text { fill: #f0f6fc; }
-  .note { fill: #9198a1; }
-  .grid { stroke: #3d444d; }
-  .ours { fill: #4493f8; }
-  .peer { fill: #6e7681; }
-  .predict { fill: #3d444d; }
-}
-"""
-
 
 def chart(results: dict[str, Any]) -> str:
-    """An SVG: µs a row of each method, on a logarithmic scale, for the smallest and the largest trees."""
-    cases = [case for case in results["cases"] if case["name"] in CHARTED]
+    """An SVG: µs a row of each method, for the smallest and the largest trees."""
+    cases = [case for case in results["results"]["cases"] if case["name"] in CHARTED]
     if not cases:
         raise ValueError(f"the results have none of the cases {', '.join(CHARTED)}")
-    bars = {case["name"]: _bars(case) for case in cases}
-    every = [us for found in bars.values() for _, us, _ in found]
-    low, high = math.floor(math.log10(min(every)) - 0.05), math.ceil(math.log10(max(every)) - 0.05)
-
-    def x(us: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * (math.log10(us) - low) / (high - low)
-
-    plot = sum(TITLE + STEP * len(found) + GAP for found in bars.values()) - GAP
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {plot + AXIS}" width="{WIDTH}" role="img">',
-        f"<title>{escape(_summary(cases))}</title>",
-        f"<style>{STYLE}</style>",
-    ]
-    for power in range(low, high + 1):
-        at = _pixel(x(10**power))
-        parts.append(f'<text class="note" x="{at}" y="{plot + 16}" text-anchor="middle">{10.0**power:,g}</text>')
     note = "µs a row, one thread, logarithmic; in brackets: times batch_explain's"
-    parts.append(f'<text class="note" x="{LEFT}" y="{plot + 36}">{note}</text>')
-    top = 0
-    for case in cases:
-        parts.append(f'<text class="title" x="0" y="{top + 18}">{escape(case["title"])}</text>')
-        top += TITLE
-        for power in range(low, high + 1):
-            at = _pixel(x(10**power))
-            bottom = top + STEP * len(bars[case["name"]])
-            parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{top - 4}" y2="{bottom}"/>')
-        for name, us, times in bars[case["name"]]:
-            kind = {OURS: "ours", PREDICT: "predict"}.get(name, "peer")
-            end = x(us)
-            label = f"{_number(us)}" if times is None else f"{_number(us)} (×{_number(times)})"
-            parts.append(f'<text x="{LEFT - 8}" y="{top + 13}" text-anchor="end">{escape(name)}</text>')
-            parts.append(
-                f'<rect class="{kind}" x="{LEFT}" y="{top}" width="{_pixel(end - LEFT)}" height="{BAR}" rx="2"/>'
-            )
-            parts.append(f'<text x="{_pixel(end + 6)}" y="{top + 13}">{escape(label)}</text>')
-            top += STEP
-        top += GAP
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    return bars_chart([(case["title"], _bars(case)) for case in cases], note)
 
 
-def _bars(case: dict[str, Any]) -> list[tuple[str, float, float | None]]:
-    """Name, µs a row and times ours, the fastest first; what only predicts comes first of all."""
+def _bars(case: dict[str, Any]) -> list[Bar]:
+    """The fastest first; what only predicts comes first of all."""
     found = [
         (method["name"], method["us_per_row"]["median"], method["times_ours"]["median"])
         for method in case["methods"]
         if method.get("right")
     ]
     found.sort(key=lambda bar: (bar[0] != PREDICT, bar[1]))
-    return [(name, us, None if name == OURS else times) for name, us, times in found]
-
-
-def _summary(cases: list[dict[str, Any]]) -> str:
-    parts = [f"{case['title']}: " + ", ".join(f"{name} {_number(us)}" for name, us, _ in _bars(case)) for case in cases]
-    return "Microseconds a row. " + "; ".join(parts)
+    kinds = {OURS: "ours", PREDICT: "predict"}
+    return [Bar(name, us, None if name == OURS else times, kinds.get(name, "peer")) for name, us, times in found]
 
 
 def table(results: dict[str, Any], chart_path: str) -> str:
     """Markdown: the chart, a line for each case, and on what it was measured."""
-    names = [method["name"] for method in results["cases"][0]["methods"]]
+    names = [method["name"] for method in results["results"]["cases"][0]["methods"]]
     peers = [name for name in names if name not in (OURS, PREDICT)]
     versions, machine = results["versions"], results["machine"]
     lines = [
@@ -116,7 +56,7 @@ def table(results: dict[str, Any], chart_path: str) -> str:
         f"| model | µs a row | of `predict`'s time | {' | '.join(f'{_linked(peer)} takes' for peer in peers)} |",
         "|---|---|---|" + "---|" * len(peers),
     ]
-    for case in results["cases"]:
+    for case in results["results"]["cases"]:
         found = {method["name"]: method for method in case["methods"]}
         predict = found[PREDICT]["times_ours"]["median"]
         cells = [case["title"], f"**{_number(found[OURS]['us_per_row']['median'])}**", f"{1 / predict:.2f}"]
@@ -132,7 +72,7 @@ def table(results: dict[str, Any], chart_path: str) -> str:
     lines += [
         "",
         f"One thread, float64, one process in which all take turns: medians. {measured}, Python {versions['python']}; "
-        f"{machine['cpu'].partition(' (')[0]}, {results['batch_explain']['isa']}.",
+        f"{machine['cpu'].partition(' (')[0]}, {results['settings']['isa']}.",
     ]
     return "\n".join(lines)
 
@@ -146,19 +86,20 @@ def whole_runs(end_to_end: dict[str, Any], engineered: dict[str, Any]) -> str:
     for found in end_to_end["results"]:
         steady = found["steady_times_predict"]
         cells = [found["kind"], f"{found['rows_asked']:,}", found["way"]]
-        cells += [_number(found["us_per_row_explained"]["median"]), "" if steady is None else f"{steady:.2f}"]
+        cells += [_number(found["us_per_row_explained"]["median"]), "" if steady is None else f"{steady['median']:.2f}"]
         cells += [f"{found['rows_right']:,} of {found['rows_checked']:,}", f"{found['startup_seconds']['median']:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
         "Engineered rows in, engineered and raw importances, all summaries and checks out: "
-        f"{engineered['rows']:,} rows, {TREES} trees × {LEAVES} leaves × {FEATURES} features, {RAW} raw features:",
+        f"{engineered['settings']['rows']:,} rows, {TREES} trees × {LEAVES} leaves × {FEATURES} features, {RAW} raw "
+        "features:",
         "",
         "| way | rows a second | µs a row | start-up s | peak memory, MB |",
         "|---|---|---|---|---|",
     ]
     for found in engineered["results"]:
-        cells = [f"`{found['way']}`"]
+        cells = [f"`{found['name']}`"]
         for name, form in (("rows_per_second", ",.0f"), ("us_per_row", ".2f"), ("startup_seconds", ".0f")):
             cells.append(format(found[name]["median"], form))
         cells.append(format(found["peak_rss_mb"]["median"], ",.0f"))
@@ -186,10 +127,6 @@ def _cell(method: dict[str, Any]) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 20 else f"{value:.1f}"
-
-
-def _pixel(value: float) -> str:
-    return f"{value:.1f}"
 
 
 def main(arguments: list[str]) -> int:

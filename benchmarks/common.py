@@ -1,154 +1,101 @@
-"""What benchmarks share: the machine and its versions, processes measured from outside, tables, JSON.
+"""What benchmarks share: their options, tables and JSON; how they measure is `batch_explain/bench/measuring.py`.
 
-Only the standard library, psutil and rich: a process that is started from a large one would inherit its peak memory.
+A script begins with `options(__doc__)` and `begin()` and ends with `finish(...)`. Only the standard library, psutil and
+rich are imported: a process that is started from a large one would inherit its peak memory.
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import json
-import os
-import platform
-import statistics
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).parent / "results"
+if importlib.util.find_spec("batch_explain") is None:
+    sys.path.append(str(ROOT))
 
-PACKAGES = (
-    "batch-explain", "numpy", "pandas", "pyarrow", "scipy", "scikit-learn", "lightgbm", "shap", "dask", "distributed",
-    "interpret-community", "azureml-interpret", "azureml-train-automl-runtime", "woodelf-explainer", "shapiq",
-)  # fmt: skip
-_SAMPLE_SECONDS = 0.1
+from batch_explain.bench.measuring import (  # noqa: E402 - from the working tree, where nothing is installed
+    Begun,
+    Measured,
+    cores,
+    machine,
+    measure,
+    record,
+    spread,
+    target,
+    versions,
+)
+
+__all__ = [
+    "RESULTS", "ROOT", "Begun", "Measured", "begin", "commit", "cores", "finish", "machine", "measure", "options",
+    "print_table", "record", "replace_between", "spread", "target", "versions", "write_json",
+]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A process that has ended, with all that it started.
+def options(
+    description: str | None, *, repetitions: int | None = None, seconds: float | None = None
+) -> argparse.ArgumentParser:
+    """The options that all scripts have; those with a default only where it is given."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    parser.add_argument("--quick", action="store_true", help="tiny, in seconds: that values are right, no times")
+    if repetitions is not None:
+        parser.add_argument("--repetitions", type=int, default=repetitions, help="of each way (default: %(default)s)")
+    if seconds is not None:
+        parser.add_argument("--seconds", type=float, default=seconds, help="of each measurement (default: %(default)s)")
+    return parser
 
-    Attributes
-    ----------
-    exit_code : int
-    seconds : float
-        Wall clock, from before it was started to after it was gone.
-    cpu_seconds : float
-        User and system time of the whole process tree.
-    tree_rss_mb : float
-        Largest sum of the tree's resident memory, sampled; pages shared between processes count in each.
-    largest_rss_mb : float
-        Peak of the largest single process, as the kernel recorded it.
+
+def begin() -> Begun:
+    """Start the clock; says where the machine is busy."""
+    begun = Begun()
+    if begun.busy:
+        load = begun.machine["load_average"][0]
+        print(f"The machine is busy (load {load}): times will be too long.", file=sys.stderr)
+    return begun
+
+
+def finish(
+    benchmark: str,
+    begun: Begun,
+    given: argparse.Namespace,
+    *,
+    results: Any,
+    settings: dict[str, Any] | None = None,
+    targets: Sequence[dict[str, Any]] = (),
+    problems: Sequence[str] = (),
+) -> int:
+    """Print targets and problems, write the JSON where it is asked for; the exit code: 1 if there is a problem.
+
+    ``settings`` go with the options that were given.
     """
-
-    exit_code: int
-    seconds: float
-    cpu_seconds: float
-    tree_rss_mb: float
-    largest_rss_mb: float
-
-
-def measure(
-    command: Sequence[str], *, cwd: Path, stdout: Path, stderr: Path, env: dict[str, str] | None = None
-) -> Measured:
-    """Run a command to its end, its output going to files, and measure it from outside."""
-    started = time.perf_counter()
-    with open(stdout, "wb") as out, open(stderr, "wb") as err:
-        process = subprocess.Popen(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
-    sampler = _TreeMemory(process.pid)
-    sampler.start()
-    try:
-        _, status, usage = os.wait4(process.pid, 0)  # of this process and those it waited for, and no others
-    except BaseException:
-        process.terminate()
-        process.wait()
-        raise
-    finally:
-        sampler.stop()
-    seconds = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)  # it was waited for behind Popen's back
-    largest = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Measured(
-        exit_code=process.returncode,
-        seconds=seconds,
-        cpu_seconds=usage.ru_utime + usage.ru_stime,
-        tree_rss_mb=max(sampler.peak, largest) / 1e6,
-        largest_rss_mb=largest / 1e6,
-    )
-
-
-class _TreeMemory(threading.Thread):
-    """Samples the resident memory of a process and its descendants."""
-
-    def __init__(self, pid: int) -> None:
-        super().__init__(daemon=True)
-        self.peak = 0
-        self._pid = pid
-        self._ended = threading.Event()
-
-    def run(self) -> None:
-        """Sample until stopped."""
-        while not self._ended.wait(_SAMPLE_SECONDS):
-            try:
-                root = psutil.Process(self._pid)
-                tree = [root, *root.children(recursive=True)]
-            except psutil.Error:
-                continue
-            self.peak = max(self.peak, sum(_rss(process) for process in tree))
-
-    def stop(self) -> None:
-        """End the sampling."""
-        self._ended.set()
-        self.join()
-
-
-def _rss(process: psutil.Process) -> int:
-    try:
-        return int(process.memory_info().rss)
-    except psutil.Error:
-        return 0
-
-
-def cores() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def machine() -> dict[str, Any]:
-    """CPU model, cores, memory, system, and how busy it is."""
-    return {
-        "cpu": _cpu_model(),
-        "cores": cores(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "system": platform.platform(),
-        "load_average": [round(load, 2) for load in os.getloadavg()],
-    }
-
-
-def _cpu_model() -> str:
-    """Model name; some virtual machines give no more than the maker, so family and model number follow."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    name = facts.get("model name", platform.machine())
-    return f"{name} (family {facts.get('cpu family', '?')}, model {facts.get('model', '?')})"
-
-
-def versions() -> dict[str, str]:
-    """Python and the packages that matter here."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    if targets:
+        lines = [
+            [each["name"], _number(each["reached"]), each["asked"], "met" if each["met"] else "MISSED"]
+            for each in targets
+        ]
+        print_table("", ["target", "reached", "asked", ""], lines)
+    for problem in problems:
+        print(f"PROBLEM: {problem}")
+    if given.json:
+        chosen = {name: value for name, value in vars(given).items() if name not in ("json", "folder")}
+        content = record(
+            benchmark,
+            begun,
+            settings={**chosen, **(settings or {})},
+            results=results,
+            targets=targets,
+            problems=problems,
+            commit=commit(ROOT),
+        )
+        write_json(given.json, content)
+    return 1 if problems else 0
 
 
 def commit(root: Path) -> str | None:
@@ -159,14 +106,6 @@ def commit(root: Path) -> str | None:
     except OSError:
         return None
     return found.stdout.strip() or None
-
-
-def spread(values: Sequence[float], digits: int = 3) -> dict[str, float] | None:
-    """Min, median and max; None of no values."""
-    if not values:
-        return None
-    found = {"min": min(values), "median": statistics.median(values), "max": max(values)}
-    return {name: round(value, digits) for name, value in found.items()}
 
 
 def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -185,7 +124,7 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON that a person can read."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
 
 
 def replace_between(path: Path, marker: str, text: str) -> None:
@@ -203,3 +142,7 @@ def replace_between(path: Path, marker: str, text: str) -> None:
     before, _, rest = content.partition(begin)
     _, _, after = rest.partition(end)
     path.write_text(f"{before}{begin}{text.strip()}\n{end}{after}", encoding="utf-8")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.3g}"

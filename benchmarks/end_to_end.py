@@ -109,10 +109,10 @@ class Benchmark:
         self.say(f"building {', '.join(options.kinds)} and {options.rows:,} rows of each")
         answer, _ = self.step("prepare", {"folder": str(self.folder), "kinds": options.kinds, "rows": options.rows})
         self.tasks = {kind: Task(kind=kind, **facts) for kind, facts in answer.items()}
-        for number in range(max(options.repeat, options.repeat_all_rows)):
+        for number in range(max(options.repetitions, options.repetitions_all_rows)):
             for task in self.tasks.values():
                 for way in self.ways:
-                    wanted = options.repeat_all_rows if way == ALL_ROWS else options.repeat
+                    wanted = options.repetitions_all_rows if way == ALL_ROWS else options.repetitions
                     done = self.outcomes.setdefault((task.kind, way), [])
                     if number < wanted and self._in_time(done):
                         self.say(f"{task.kind}: {way}" + (f" ({number + 1} of {wanted})" if wanted > 1 else ""))
@@ -250,6 +250,7 @@ class Benchmark:
         runs = self.outcomes[task.kind, way]
         whole = [run for run in runs if not run.broken]
         found: dict[str, Any] = {
+            "name": f"{task.kind}, {way}",
             "kind": task.kind,
             "way": way,
             "runs": len(runs),
@@ -271,11 +272,10 @@ class Benchmark:
                 "peak_rss_mb": common.spread([run.peak_rss_mb for run in whole], 0),
             }
             predict = self._median_predict(task.kind)
-            found["times_predict"] = _ratio(_median(found, "work_seconds"), predict)
+            found["times_predict"] = _times([run.work_seconds for run in whole], predict)
             steady = [run.steady_seconds for run in whole if run.steady_seconds is not None]
             found["steady_us_per_row"] = common.spread([1e6 * seconds / task.rows for seconds in steady])
-            middle = common.spread(steady, 6)
-            found["steady_times_predict"] = _ratio(middle["median"] if middle else None, predict)
+            found["steady_times_predict"] = _times(steady, predict)
         found["each"] = [asdict(run) for run in runs]
         return found
 
@@ -296,17 +296,10 @@ class Benchmark:
             found += ways.values()
         return found
 
-    def to_json(self, before: dict[str, Any]) -> dict[str, Any]:
-        """Everything, for a machine."""
-        options = {name: value for name, value in vars(self.options).items() if name not in ("folder", "json")}
+    def settings(self) -> dict[str, Any]:
+        """What was measured, and what it is compared with."""
         return {
-            "benchmark": "end_to_end",
-            "format_version": 1,
-            "machine": {**before, "load_average_after": common.machine()["load_average"]},
-            "versions": common.versions(),
-            "batch_explain": {"from": self.engine_source, "commit": common.commit(ROOT)},
-            "options": options,
-            "seconds": round(self.elapsed, 1),
+            "from": self.engine_source,
             "reference": self.reference(),
             "inputs": [
                 {name: value for name, value in asdict(task).items() if not name.endswith("_names")}
@@ -316,8 +309,6 @@ class Benchmark:
                 {"kind": task.kind, "seconds": common.spread(self.predict_seconds(task.kind), 6)}
                 for task in self.tasks.values()
             ],
-            "results": self.results(),
-            "problems": self.problems(),
         }
 
     def reference(self) -> str:
@@ -371,12 +362,15 @@ class Benchmark:
             f"{TOLERANCE:g} of {self.reference()}.\nThe time of a call that fails is counted. Peak RSS: all processes "
             "together; shared pages count in each."
         )
-        for problem in self.problems():
-            print(f"PROBLEM: {problem}")
 
 
 def _rounded(steps: dict[str, float]) -> dict[str, float]:
     return {name: round(seconds, 4) for name, seconds in steps.items()}
+
+
+def _times(seconds: list[float], predict: float | None) -> dict[str, float] | None:
+    """Each run's, of predict's median: they take turns, but a run of batch-explain has no predict of its own."""
+    return common.spread([each / predict for each in seconds]) if predict else None
 
 
 def _median(result: dict[str, Any], measure: str) -> float | None:
@@ -424,8 +418,8 @@ def _line(found: dict[str, Any]) -> list[str]:
         _range(found["work_seconds"]),
         f"{found['us_per_row_asked']['median']:.1f}",
         f"{found['us_per_row_explained']['median']:.1f}",
-        f"{times:.1f}" if times else "",
-        f"{steady:.2f}" if steady else "",
+        f"{times['median']:.1f}" if times else "",
+        f"{steady['median']:.2f}" if steady else "",
         f"{by_script:.2f}" if by_script else "",
         f"{found['rows_explained']:,}",
         right,
@@ -435,12 +429,11 @@ def _line(found: dict[str, Any]) -> list[str]:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = common.options(__doc__, repetitions=3)
     add = parser.add_argument
     add("--rows", type=int, help="rows of each kind (default: 100,000; of --engineered: 1,000,000)")
     add("--kinds", default=",".join(KINDS), help="names from tests.automl_fixtures (default: %(default)s)")
-    add("--repeat", type=int, default=3, help="runs of each way (default: %(default)s)")
-    add("--repeat-all-rows", type=int, default=1, help="runs of the script with downsample=False (default: 1)")
+    add("--repetitions-all-rows", type=int, default=1, help="runs of the script with downsample=False (default: 1)")
     add(
         "--sdk-all-rows",
         action=argparse.BooleanOptionalAction,
@@ -450,18 +443,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--minutes", type=float, default=12, help="begin no repeat that would end later; 0: no limit (default: 12)")
     add("--reasons", action="store_true", help="with --engineered: what reasons cost, beside runs without them")
     add("--engineered", action="store_true", help="another case: 1,000,000 rows of engineered parquet, no SDK needed")
-    add("--tiny", action="store_true", help="2,000 rows, once: correctness only, for CI")
     add("--folder", type=Path, help="keep models, rows and references here (default: a temporary folder)")
-    add("--json", type=Path, metavar="PATH", help="write everything that was measured")
     options = parser.parse_args(arguments)
     if options.rows is None:
         options.rows = 1_000_000 if options.engineered else 100_000
-    if options.tiny:
-        options.rows, options.repeat, options.sdk_all_rows = 2_000, 1, False
+    if options.quick:
+        options.rows, options.repetitions, options.sdk_all_rows = 2_000, 1, False
     options.kinds = [kind.strip() for kind in options.kinds.split(",")]
-    options.repeat_all_rows = options.repeat_all_rows if options.sdk_all_rows else 0
-    if options.rows < 1 or options.repeat < 1 or options.repeat_all_rows < options.sdk_all_rows:
-        parser.error("--rows, --repeat and --repeat-all-rows must be at least 1")
+    options.repetitions_all_rows = options.repetitions_all_rows if options.sdk_all_rows else 0
+    if options.rows < 1 or options.repetitions < 1 or options.repetitions_all_rows < options.sdk_all_rows:
+        parser.error("--rows, --repetitions and --repetitions-all-rows must be at least 1")
     return options
 
 
@@ -474,11 +465,9 @@ def main(arguments: list[str]) -> int:
         else:
             folder = options.folder.resolve()
             folder.mkdir(parents=True, exist_ok=True)
-        before = common.machine()
-        if before["load_average"][0] > 0.5:
-            print(f"The machine is busy (load {before['load_average'][0]}): times will be too long.", file=sys.stderr)
+        begun = common.begin()
         if options.engineered:
-            return engineered.main(options, folder, before)
+            return engineered.main(options, folder, begun)
         benchmark = Benchmark(options, folder)
         try:
             benchmark.run()
@@ -488,10 +477,15 @@ def main(arguments: list[str]) -> int:
         except KeyboardInterrupt:
             print("Stopped: nothing is reported.", file=sys.stderr)
             return 130
-        if options.json:
-            common.write_json(options.json, benchmark.to_json(before))
         benchmark.print()
-        return 1 if benchmark.problems() else 0
+        return common.finish(
+            "end_to_end",
+            begun,
+            options,
+            settings=benchmark.settings(),
+            results=benchmark.results(),
+            problems=benchmark.problems(),
+        )
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def judge(spec: dict[str, Any]) -> dict[str, Any]:
     return {"rows_in_order": min(explained), "checked": len(positions), "largest_difference": largest}
 
 
-def main(options: argparse.Namespace, folder: Path, machine: dict[str, Any]) -> int:
+def main(options: argparse.Namespace, folder: Path, begun: common.Begun) -> int:
     """Measure, print, write; 1 if a run failed or is not right."""
     environment, source = engine_environment(folder)
     facts = _step("prepare_engineered", {"folder": str(folder), "rows": options.rows}, folder)
@@ -122,9 +122,9 @@ def main(options: argparse.Namespace, folder: Path, machine: dict[str, Any]) -> 
     ways = WITH_REASONS if options.reasons else WAYS
     runs: dict[str, list[EngineRun]] = {way: [] for way in ways}
     problems = []
-    for number in range(options.repeat):
+    for number in range(options.repetitions):
         for way, extra in ways.items():
-            print(f"{way} ({number + 1} of {options.repeat})", file=sys.stderr, flush=True)
+            print(f"{way} ({number + 1} of {options.repetitions})", file=sys.stderr, flush=True)
             out = folder / "scratch"
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir()
@@ -153,27 +153,14 @@ def main(options: argparse.Namespace, folder: Path, machine: dict[str, Any]) -> 
     common.print_table(title, headings, [_line(result) for result in results])
     if options.reasons and results:
         _print_costs(results)
-    for problem in problems:
-        print(f"PROBLEM: {problem}")
-    if options.json:
-        content = {
-            "benchmark": "end_to_end --engineered",
-            "format_version": 1,
-            "machine": {**machine, "load_average_after": common.machine()["load_average"]},
-            "versions": common.versions(),
-            "batch_explain": {"from": source, "commit": common.commit(Path(__file__).resolve().parents[1])},
-            "rows": options.rows,
-            "model": facts,
-            "results": results,
-            "problems": problems,
-        }
-        common.write_json(options.json, content)
-    return 1 if problems else 0
+    settings = {"from": source, "model": facts}
+    name = "reasons" if options.reasons else "engineered"
+    return common.finish(name, begun, options, settings=settings, results=results, problems=problems)
 
 
 def _result(way: str, runs: list[EngineRun], rows: int) -> dict[str, Any]:
     return {
-        "way": way,
+        "name": way,
         "runs": len(runs),
         "rows_per_second": common.spread([rows / run.explain_seconds for run in runs], 0),
         "us_per_row": common.spread([1e6 * run.explain_seconds / rows for run in runs]),
@@ -193,13 +180,13 @@ def _print_costs(results: list[dict[str, Any]]) -> None:
     for result in others:
         time = result["explain_seconds"]["median"] / without["explain_seconds"]["median"] - 1
         cpu = result["cpu_us_per_row"]["median"] - without["cpu_us_per_row"]["median"]
-        print(f"{result['way']}: {time:+.0%} of the time in which tasks run, {cpu:+.2f} µs of CPU a row")
+        print(f"{result['name']}: {time:+.0%} of the time in which tasks run, {cpu:+.2f} µs of CPU a row")
 
 
 def _line(result: dict[str, Any]) -> list[str]:
     middle = {name: value["median"] for name, value in result.items() if isinstance(value, dict) and "median" in value}
     return [
-        result["way"],
+        result["name"],
         str(result["runs"]),
         f"{middle['rows_per_second']:,.0f}",
         f"{middle['us_per_row']:.2f}",

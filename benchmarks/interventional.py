@@ -8,10 +8,8 @@ few rows.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import common
@@ -64,36 +62,45 @@ def measure(trees: int, leaves: int, background_rows: int, rounds: int, rows: in
             work()
             times[name].append(1e6 * (time.perf_counter() - started) / count)
     return {
+        "name": f"{trees} × {leaves}, {background_rows} background rows",
         "trees": trees,
         "leaves": leaves,
         "background_rows": background_rows,
         "tables_built_s": round(built, 3),
         "tables_mb": round(ours.table_bytes / 1e6, 1),
-        "us_per_row": {name: common.spread(values) for name, values in times.items()},
+        "us_per_row": common.spread(times["interventional"]),
+        "path_dependent_us_per_row": common.spread(times["path-dependent"]),
+        "shap_us_per_row": common.spread(times["shap"]),
+        "times_path_dependent": common.spread(_ratios(times["interventional"], times["path-dependent"])),
+        "times_shap_faster": common.spread(_ratios(times["shap"], times["interventional"])),
         "relative_difference_to_shap": float(np.abs(found - expected).max() / np.abs(expected).max()),
     }
 
 
+def _ratios(of: list[float], to: list[float]) -> list[float]:
+    """Round by round."""
+    return [one / other for one, other in zip(of, to, strict=True)]
+
+
 def main() -> int:
     """Measure, print, write; 1 where a value is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="tiny models, few rows: correctness only")
-    parser.add_argument("--repeat", type=int, default=5, help="rounds (default: 5)")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write everything that was measured")
-    options = parser.parse_args()
+    options = common.options(__doc__, repetitions=5).parse_args()
+    begun = common.begin()
     cases = ((3, 7, 10),) if options.quick else CASES
-    results = [measure(*case, 1 if options.quick else options.repeat, 200 if options.quick else ROWS) for case in cases]
+    rounds, rows = (1, 200) if options.quick else (options.repetitions, ROWS)
+    results = [measure(*case, rounds, rows) for case in cases]
     lines = []
     for result in results:
-        least = {name: spread["min"] for name, spread in result["us_per_row"].items()}
+        names = ("us_per_row", "path_dependent_us_per_row", "shap_us_per_row")
+        ours, plain, shap = (result[name]["min"] for name in names)
         lines.append(
             [
-                f"{result['trees']} × {result['leaves']}, {result['background_rows']} background rows",
-                f"{least['interventional']:.2f}",
-                f"{least['path-dependent']:.2f}",
-                f"{least['interventional'] / least['path-dependent']:.2f}",
-                f"{least['shap']:,.0f}",
-                f"{least['shap'] / least['interventional']:,.0f}",
+                result["name"],
+                f"{ours:.2f}",
+                f"{plain:.2f}",
+                f"{ours / plain:.2f}",
+                f"{shap:,.0f}",
+                f"{shap / ours:,.0f}",
                 f"{result['tables_built_s']:.1f}",
                 f"{result['tables_mb']:.0f}",
                 f"{result['relative_difference_to_shap']:.1e}",
@@ -111,19 +118,12 @@ def main() -> int:
         "difference",
     )
     common.print_table(f"Interventional SHAP values, {FEATURES} features, one thread", headings, lines)
-    wrong = [result for result in results if not result["relative_difference_to_shap"] <= TOLERANCE]
-    if options.json:
-        content = {
-            "benchmark": "interventional",
-            "format_version": 1,
-            "machine": common.machine(),
-            "versions": common.versions(),
-            "commit": common.commit(Path(__file__).resolve().parents[1]),
-            "results": results,
-            "problems": [f"{result['relative_difference_to_shap']:.3g} from shap" for result in wrong],
-        }
-        common.write_json(options.json, content)
-    return 1 if wrong else 0
+    problems = [
+        f"{result['name']}: {result['relative_difference_to_shap']:.3g} from shap"
+        for result in results
+        if not result["relative_difference_to_shap"] <= TOLERANCE
+    ]
+    return common.finish("interventional", begun, options, results=results, problems=problems)
 
 
 if __name__ == "__main__":

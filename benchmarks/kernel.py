@@ -14,8 +14,6 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", 
 
 import argparse
 import contextlib
-import importlib.util
-import json
 import multiprocessing
 import signal
 import subprocess
@@ -32,11 +30,6 @@ from typing import Any
 
 import common
 import numpy as np
-
-ROOT = Path(__file__).resolve().parents[1]
-if importlib.util.find_spec("batch_explain") is None:
-    sys.path.append(str(ROOT))
-
 from kernel_cases import CASES, GROWTH, Model, train
 from kernel_peers import PEERS, Method, Ours, PredContrib, with_expected
 from kernel_report import print_case, print_rest, targets
@@ -44,7 +37,6 @@ from kernel_report import print_case, print_rest, targets
 import batch_explain
 from batch_explain.treeshap.kernel import DEFAULT_TABLE_BYTES, TreeShap, choose_isa, load_kernel
 
-RESULTS = Path(__file__).parent / "results" / "kernel.json"
 TOLERANCE, PEER_TOLERANCE = 1e-9, 1e-3  # relative to the row's largest value; a peer may calculate in float32
 REFERENCE_ROWS = 200
 LONG_CALLS, LONG_ROUNDS = 2, 2  # a peer that prepares in each call: the rows of each of two calls take so many times
@@ -157,7 +149,7 @@ class Benchmark:
                 with self._failing(timed):
                     self._choose_rows(timed)
         inputs = {timed.kind: timed.method.take(timed.rows) for timed in methods if timed.method is not None}
-        for number in range(self.options.repeat):
+        for number in range(self.options.repetitions):
             for timed in methods:
                 if timed.method is not None and self._goes_on(timed, number):
                     self._call(timed, inputs[timed.kind], reference)
@@ -216,7 +208,7 @@ class Benchmark:
             aim = options.seconds * LONG_CALLS + fixed
         else:
             fixed = 0.0
-            aim = options.seconds / options.repeat
+            aim = options.seconds / options.repetitions
         count = min(method.few_rows, options.rows)
         while True:
             seconds = self._run(method, method.take(count))
@@ -300,7 +292,7 @@ class Benchmark:
     def _turns(self, calls: list[Callable[[], Any]]) -> list[list[float]]:
         """Seconds of each call of each function; they take turns."""
         found: list[list[float]] = [[] for _ in calls]
-        for _ in range(self.options.repeat):
+        for _ in range(self.options.repetitions):
             for call, seconds in zip(calls, found, strict=True):
                 started = time.perf_counter()
                 call()
@@ -353,7 +345,8 @@ class Benchmark:
                 self.problems.append(f"{name}: with 1/{divisor} of the tables values are {difference:.1e} away")
             self.tables.append(
                 {
-                    "name": name,
+                    "name": f"{name}, 1/{divisor} of the default bound" if divisor > 1 else f"{name}, default bound",
+                    "case": name,
                     "divisor": divisor,
                     "bound_mb": round(DEFAULT_TABLE_BYTES / divisor / 1e6, 1),
                     "table_mb": round(shap.table_bytes / 1e6, 1),
@@ -403,7 +396,7 @@ class Benchmark:
         env.pop("PYTHONDONTWRITEBYTECODE", None)
         command = [sys.executable, "-c", FIRST_ROW, str(text), str(row), str(out)]
         seconds = []
-        for _ in range(1 + self.options.repeat):
+        for _ in range(1 + self.options.repetitions):
             out.unlink(missing_ok=True)
             started = time.perf_counter()
             ended = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
@@ -417,22 +410,14 @@ class Benchmark:
 
     # What came of it
 
-    def to_json(self, before: dict[str, Any], seconds: float) -> dict[str, Any]:
+    def results(self) -> dict[str, Any]:
         """Everything that was measured."""
         return {
-            "benchmark": "kernel",
-            "format_version": 1,
-            "machine": {**before, "load_average_after": common.machine()["load_average"]},
-            "versions": common.versions(),
-            "batch_explain": {"commit": common.commit(ROOT), "isa": self.isa},
-            "options": {name: value for name, value in vars(self.options).items() if name != "json"},
-            "seconds": round(seconds, 1),
             "cases": self.cases,
             "growth": self.growth,
             "tables": self.tables,
             "threads": self.threads,
             "first_row": self.first_row,
-            "problems": self.problems,
         }
 
 
@@ -468,44 +453,40 @@ def _round(value: float) -> int:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = common.options(__doc__, repetitions=5, seconds=10)
     add = parser.add_argument
     add("--cases", default=",".join(CASES), help="some of them, by name (default: %(default)s)")
-    add("--repeat", type=int, default=5, help="calls of each method (default: %(default)s)")
     add("--rows", type=int, default=100_000, help="at most so many a call (default: %(default)s)")
-    add("--seconds", type=float, default=10, help="of calls a method and case, about (default: %(default)s)")
     add("--train-threads", type=int, default=common.cores(), help="only to train (default: all cores)")
-    add("--quick", action="store_true", help="tiny models, few rows: correctness only")
-    add("--json", type=Path, metavar="PATH", help="default of a full run: benchmarks/results/kernel.json; else nowhere")
     options = parser.parse_args(arguments)
     options.cases = [name.strip() for name in options.cases.split(",")]
     if unknown := [name for name in options.cases if name not in CASES]:
         parser.error(f"no case {', '.join(unknown)}; there are {', '.join(CASES)}")
     if options.quick:
-        options.repeat, options.rows, options.seconds = 2, 300, 0.2
-    if options.repeat < 1 or options.rows < 1 or options.seconds <= 0:
-        parser.error("--repeat, --rows and --seconds must be positive")
-    if options.json is None and not options.quick and options.cases == list(CASES):
-        options.json = RESULTS
+        options.repetitions, options.rows, options.seconds = 2, 300, 0.2
+    if options.repetitions < 1 or options.rows < 1 or options.seconds <= 0:
+        parser.error("--repetitions, --rows and --seconds must be positive")
     return options
 
 
 def main(arguments: list[str]) -> int:
     """Measure, print, write; 1 if a value is wrong. A target that is missed is printed."""
     options = parse(arguments)
-    before = common.machine()
-    if before["load_average"][0] > 0.5:
-        print(f"The machine is busy (load {before['load_average'][0]}): times will be too long.", file=sys.stderr)
+    begun = common.begin()
     warnings.simplefilter("ignore")  # the peers'
     benchmark = Benchmark(options)
-    started = time.perf_counter()
     benchmark.run()
-    results = json.loads(json.dumps(benchmark.to_json(before, time.perf_counter() - started), default=str))
-    results["targets"] = [] if options.quick else targets(results)
-    if options.json:
-        common.write_json(options.json, results)
+    results = benchmark.results()
     print_rest(results)
-    return 1 if benchmark.problems else 0
+    return common.finish(
+        "kernel",
+        begun,
+        options,
+        settings={"isa": benchmark.isa},
+        results=results,
+        targets=[] if options.quick else targets(results),
+        problems=benchmark.problems,
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """Peak memory of a worker: independent of the rows of a file, of a row group, and bounded where rows are wide.
 
-`python benchmarks/memory.py` in the core environment; `--quick` for a hundredth of the rows. Each case is a run of its
+`python benchmarks/memory.py` in the core environment; `--quick` for two of them, tiny. Each case is a run of its
 own with two worker processes; the largest resident memory of a worker, as its receipts tell, is held against a limit.
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import subprocess
 import sys
@@ -18,10 +17,10 @@ from typing import Any
 import common
 from engine_run import engine_environment, run_engine
 
-RESULTS = Path(__file__).parent / "results" / "memory.json"
 LIMIT_MB = 1_000
 FLAT = 0.10  # from the smallest to the largest number of rows
 TREES, LEAVES = 100, 31
+QUICK, WIDE_QUICK = 1_000, 100  # so many times fewer rows, and no more columns
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class Case:
     row_group: int
 
     def smaller(self, by: int) -> Case:
-        """The same with fewer rows."""
-        return Case(self.name, self.rows // by, self.columns, self.row_group // by)
+        """The same with fewer rows, and no more columns than train in seconds."""
+        return Case(self.name, self.rows // by, min(self.columns, WIDE_QUICK), self.row_group // by)
 
 
 CASES = (
@@ -101,35 +100,26 @@ def measure(case: Case, environment: dict[str, str] | None) -> dict[str, Any]:
         }
 
 
-def judge(results: list[dict[str, Any]]) -> list[str]:
-    """What is not as promised."""
-    problems = [
-        f"{r['name']}: {r['rows_explained']} rows explained" for r in results if r["rows_explained"] != r["rows"]
-    ]
-    problems += [
-        f"{r['name']}: {r['worker_peak_mb']} MB a worker, more than {LIMIT_MB}"
-        for r in results
-        if r["worker_peak_mb"] > LIMIT_MB
-    ]
+def targets(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is promised of a worker's memory."""
+    found = [common.target(f"{r['name']}: MB of a worker", r["worker_peak_mb"], at_most=LIMIT_MB) for r in results]
     growing = [r["worker_peak_mb"] for r in results if r["name"] in {case.name for case in GROWING}]
-    if len(growing) > 1 and max(growing) > (1 + FLAT) * min(growing):
-        problems.append(f"a worker's memory grows with the rows: {growing} MB")
-    return problems
+    if len(growing) > 1:
+        ratio = round(max(growing) / min(growing), 3)
+        found.append(common.target("20 million rows: times the memory of the smaller", ratio, at_most=1 + FLAT))
+    return found
 
 
 def main(arguments: list[str]) -> int:
     """Measure, print, write; 1 if a promise is not kept."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a hundredth of the rows")
-    parser.add_argument("--json", type=Path, help="default of a full run: benchmarks/results/memory.json; else nowhere")
-    options = parser.parse_args(arguments)
-    machine = common.machine()
+    options = common.options(__doc__).parse_args(arguments)
+    begun = common.begin()
     results = []
     with tempfile.TemporaryDirectory(prefix="batch-explain-benchmark-") as folder:
         environment, source = engine_environment(Path(folder))
-    for case in CASES:
+    for case in CASES[:2] if options.quick else CASES:
         print(f"{case.name}: {case.rows:,} rows", file=sys.stderr, flush=True)
-        results.append(measure(case.smaller(100) if options.quick else case, environment))
+        results.append(measure(case.smaller(QUICK) if options.quick else case, environment))
     headings = (
         "case",
         "rows",
@@ -152,22 +142,15 @@ def main(arguments: list[str]) -> int:
         for r in results
     ]
     common.print_table(f"Memory of a run with 2 worker processes, {TREES} trees x {LEAVES} leaves", headings, lines)
-    problems = [] if options.quick else judge(results)
-    for problem in problems:
-        print(f"PROBLEM: {problem}")
-    if path := options.json or (None if options.quick else RESULTS):
-        content = {
-            "benchmark": "memory",
-            "format_version": 1,
-            "machine": machine,
-            "versions": common.versions(),
-            "batch_explain": {"from": source, "commit": common.commit(Path(__file__).resolve().parents[1])},
-            "limit_mb": LIMIT_MB,
-            "results": results,
-            "problems": problems,
-        }
-        common.write_json(path, content)
-    return 1 if problems else 0
+    settings = {"from": source, "workers": 2, "trees": TREES, "leaves": LEAVES}
+    promised = [] if options.quick else targets(results)
+    problems = [f"{each['name']}: {each['reached']:g}, not {each['asked']}" for each in promised if not each["met"]]
+    problems += [
+        f"{r['name']}: {r['rows_explained']} rows explained" for r in results if r["rows_explained"] != r["rows"]
+    ]
+    return common.finish(
+        "memory", begun, options, settings=settings, results=results, targets=promised, problems=problems
+    )
 
 
 if __name__ == "__main__":

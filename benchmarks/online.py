@@ -21,8 +21,7 @@ from typing import Any
 
 import common
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(common.ROOT))
 TREES, LEAVES, FEATURES, RAW_FEATURES = 100, 31, 50, 20
 MANY_ROWS = 10_000
 
@@ -147,7 +146,7 @@ def measure(
         try:
             load(server.port, bodies, options.connections, 0.5 if options.quick else 3)
             seconds = 1 if options.quick else options.seconds
-            rounds = [load(server.port, bodies, options.connections, seconds) for _ in range(options.repeat)]
+            rounds = [load(server.port, bodies, options.connections, seconds) for _ in range(options.repetitions)]
             result: dict[str, Any] = {
                 "name": name,
                 **workers,
@@ -170,17 +169,14 @@ def measure(
 
 def main() -> int:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.options(__doc__, repetitions=3, seconds=10)
     parser.add_argument("--automl", action="store_true", help="a genuine AutoML model and the SDK's script as well")
-    parser.add_argument("--quick", action="store_true", help="a second each, one round: that it works")
-    parser.add_argument("--seconds", type=float, default=10, help="of a round (default: 10)")
-    parser.add_argument("--repeat", type=int, default=3, help="rounds (default: 3)")
     parser.add_argument("--workers", type=int, default=2, help="processes of the server (default: 2)")
     parser.add_argument("--threads", type=int, default=4, help="of a process that explains rows together (default: 4)")
     parser.add_argument("--connections", type=int, default=4, help="clients at once (default: 4)")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write everything that was measured")
     options = parser.parse_args()
-    options.repeat = 1 if options.quick else options.repeat
+    begun = common.begin()
+    options.repetitions = 1 if options.quick else options.repetitions
     results = []
     with tempfile.TemporaryDirectory() as folder:
         models, rows = bundle(Path(folder))
@@ -206,17 +202,7 @@ def main() -> int:
     headings = ("", "requests a second", "p50 ms", "p99 ms", f"{MANY_ROWS:,} rows at once s")
     title = f"One row a request, {options.workers} workers, {options.connections} connections"
     common.print_table(title, headings, lines)
-    if options.json:
-        content = {
-            "benchmark": "online",
-            "format_version": 1,
-            "machine": common.machine(),
-            "versions": common.versions(),
-            "commit": common.commit(ROOT),
-            "results": results,
-        }
-        common.write_json(options.json, content)
-    return 0
+    return common.finish("online", begun, options, results=results)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ probabilities against the model's predicted class; divergence (Kullback-Leibler)
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -19,7 +18,6 @@ from typing import Any
 
 import common
 
-ROOT = Path(__file__).resolve().parents[1]
 ROWS, QUICK_ROWS, CALLS = 6_000, 1_000, 5
 SURROGATES = ("sdk", "faithful")
 
@@ -75,7 +73,9 @@ def rows(count: int) -> tuple[Any, Any, Any]:
     return X, np.array(["low", "mid", "top"])[np.digitize(signal, np.quantile(signal, [0.4, 0.75]))], signal
 
 
-def measure(name: str, task: str, make: Callable[[Any, Any], Any], count: int, folder: Path) -> list[dict[str, Any]]:
+def measure(
+    name: str, task: str, make: Callable[[Any, Any], Any], count: int, folder: Path, calls: int
+) -> list[dict[str, Any]]:
     """Both surrogates of one teacher."""
     import joblib
     import numpy as np
@@ -105,12 +105,13 @@ def measure(name: str, task: str, make: Callable[[Any, Any], Any], count: int, f
         matrix = np.asarray(engineered.toarray() if hasattr(engineered, "toarray") else engineered, dtype=np.float64)
         explainer.explain(matrix[:10])
         times = []
-        for _ in range(CALLS):
+        for _ in range(calls):
             started = time.perf_counter()
             explainer.explain_used(matrix)
             times.append(1e6 * (time.perf_counter() - started) / len(matrix))
         found.append(
             {
+                "name": f"{name}, {surrogate}",
                 "teacher": name,
                 "surrogate": surrogate,
                 "description": explainer.description,
@@ -126,19 +127,17 @@ def measure(name: str, task: str, make: Callable[[Any, Any], Any], count: int, f
 
 def main() -> int:
     """Measure, print, write; 1 where a surrogate does not split."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="two teachers, few rows")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write everything that was measured")
-    options = parser.parse_args()
-    sys.path.insert(0, str(ROOT))  # for tests.automl_fixtures
-    chosen = teachers()
+    options = common.options(__doc__, repetitions=CALLS).parse_args()
+    begun = common.begin()
+    sys.path.insert(0, str(common.ROOT))  # for tests.automl_fixtures
+    chosen, count = teachers(), QUICK_ROWS if options.quick else ROWS
     if options.quick:
         chosen = {name: chosen[name] for name in ("logistic", "LightGBM, regression")}
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for name, (task, make) in chosen.items():
             print(name, file=sys.stderr, flush=True)
-            results += measure(name, task, make, QUICK_ROWS if options.quick else ROWS, Path(folder))
+            results += measure(name, task, make, count, Path(folder), options.repetitions)
     lines = []
     for result in results:
         fidelity = result["fidelity"]
@@ -150,20 +149,8 @@ def main() -> int:
         lines.append([result["teacher"], result["surrogate"], *numbers, f"{spread:.2f}", f"{result['fit_s']:.0f}"])
     headings = ("teacher", "surrogate", "agreement", "log-loss", "divergence", "R²", "µs a row", "fit s")
     common.print_table("Fidelity on rows held out, and the time to explain a row", headings, lines)
-    flat = [f"{each['teacher']}, {each['surrogate']}" for each in results if not each["splits"]]
-    if options.json:
-        content = {
-            "benchmark": "surrogates",
-            "format_version": 1,
-            "machine": common.machine(),
-            "versions": common.versions(),
-            "commit": common.commit(ROOT),
-            "rows": QUICK_ROWS if options.quick else ROWS,
-            "results": results,
-            "problems": [f"{each} never splits" for each in flat],
-        }
-        common.write_json(options.json, content)
-    return 1 if flat else 0
+    problems = [f"{each['name']} never splits" for each in results if not each["splits"]]
+    return common.finish("surrogates", begun, options, settings={"rows": count}, results=results, problems=problems)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,26 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+FORM = [
+    "benchmark", "format_version", "commit", "machine", "versions", "started", "seconds", "settings", "results",
+    "targets", "problems",
+]  # fmt: skip
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What a benchmark wrote, in the form of all of them."""
+    found: dict[str, Any] = json.loads(path.read_text())
+    assert list(found) == FORM and found["problems"] == [] and found["settings"]["quick"]
+    return found
+
+
 @pytest.fixture
 def results(measured: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(measured.read_text())
+    found: dict[str, Any] = read(measured)["results"]
     return found
 
 
 def test_kernel_and_peers_agree(results: dict[str, Any]) -> None:
-    assert results["problems"] == []
     assert [case["name"] for case in results["cases"]] == CASES
     for case in results["cases"]:
         assert [method["name"] for method in case["methods"]] == METHODS
@@ -59,22 +72,23 @@ def test_kernel_and_peers_agree(results: dict[str, Any]) -> None:
         assert case["fastest_peer"] in METHODS[2:]
 
 
-def test_kernel_results_say_what_was_measured(results: dict[str, Any]) -> None:
+def test_kernel_results_say_what_was_measured(results: dict[str, Any], measured: Path) -> None:
     sizes = {case["name"]: (case["outputs"], case["features"]) for case in results["cases"]}
     assert sizes["100x31"] == (1, 50)
     assert sizes["5 classes"] == (5, 50)
     assert sizes["sparse"] == (1, 42_000)
     assert sizes["12 features"] == (1, 12)
     assert [grown["name"] for grown in results["growth"]] == CASES[:4]
-    assert [(table["name"], table["divisor"]) for table in results["tables"]] == [
+    assert [(table["case"], table["divisor"]) for table in results["tables"]] == [
         (name, divisor) for name in ("100x31", "100x255") for divisor in (1, 4, 16)
     ]
     assert all(table["max_relative_difference"] < 1e-9 for table in results["tables"])
     assert results["threads"]["times_faster"]["median"] > 0
     assert [first["name"] for first in results["first_row"]] == ["100x31", "100x255"]
-    assert {"python", "numpy", "lightgbm"} <= set(results["versions"])
-    assert results["machine"]["cpu"]
-    assert results["targets"] == []  # of tiny models there are none
+    found = read(measured)
+    assert {"python", "numpy", "lightgbm"} <= set(found["versions"])
+    assert found["machine"]["cpu"]
+    assert found["targets"] == []  # of tiny models there are none
 
 
 def test_chart_is_deterministic_and_fills_the_readme(measured: Path, tmp_path: Path) -> None:
@@ -105,13 +119,102 @@ def test_chart_refuses_a_readme_without_its_lines(measured: Path, tmp_path: Path
 def test_interventional_values_are_shaps(tmp_path: Path) -> None:
     pytest.importorskip("shap")
     script("interventional.py", "--quick", "--json", tmp_path / "found.json")
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["problems"] == [] and found["results"][0]["relative_difference_to_shap"] < 1e-5
+    assert read(tmp_path / "found.json")["results"][0]["relative_difference_to_shap"] < 1e-5
 
 
 def test_an_online_endpoint_under_load(tmp_path: Path) -> None:
     pytest.importorskip("azureml_inference_server_http")
     script("online.py", "--quick", "--workers", "1", "--json", tmp_path / "found.json")
-    [found] = json.loads((tmp_path / "found.json").read_text())["results"]
+    [found] = read(tmp_path / "found.json")["results"]
     assert found["requests_per_second"]["median"] > 0 and found["p99_ms"]["median"] >= found["p50_ms"]["median"]
     assert found["rows_of_one_request"] == 100
+
+
+def test_whole_runs_are_right(tmp_path: Path) -> None:
+    script("end_to_end.py", "--engineered", "--quick", "--json", tmp_path / "found.json")
+    for found in read(tmp_path / "found.json")["results"]:
+        assert found["us_per_row"]["min"] > 0 and found["additivity"]["rows_checked"] > 0
+
+
+def test_memory_is_told(tmp_path: Path) -> None:
+    script("memory.py", "--quick", "--json", tmp_path / "found.json")
+    for found in read(tmp_path / "found.json")["results"]:
+        assert found["worker_peak_mb"] > 0 and found["rows_explained"] == found["rows"]
+
+
+def result(path: Path, *, times: tuple[float, float, float], us: float = 2.0, cpu: str = "one", **other: Any) -> Path:
+    """A result by hand: one method that takes so many times ours, and so many µs a row."""
+    spread = dict(zip(("min", "median", "max"), times, strict=True))
+    one = {"name": "peer", "times_ours": spread, "us_per_row": {"min": us, "median": us, "max": us}}
+    content = {
+        "benchmark": "by hand", "format_version": 2, "commit": None, "machine": {"cpu": cpu, "cores": 2},
+        "versions": {"python": "3.12"}, "settings": {}, "results": {"cases": [{"name": "a", "methods": [one]}]},
+        "targets": [], "problems": [], **other,
+    }  # fmt: skip
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Exit code and words of compare.py on two files."""
+    monkeypatch.syspath_prepend(FOLDER)
+    import compare
+
+    def run(*arguments: str | Path) -> tuple[int, str]:
+        code = compare.main([str(argument) for argument in arguments])
+        return code, "".join(capsys.readouterr())
+
+    return run
+
+
+def test_what_became_worse_is_found(tmp_path: Path, compared: Callable[..., tuple[int, str]]) -> None:
+    old = result(tmp_path / "old.json", times=(90, 100, 110))
+    for times, asked, code in (
+        ((90, 100, 110), "10%", 0),
+        ((70, 80, 85), "10%", 1),  # the peer is no longer as much slower
+        ((70, 80, 95), "10%", 0),  # but the spreads overlap
+        ((70, 80, 85), "30%", 0),
+        ((150, 160, 170), "10%", 0),
+    ):
+        found, said = compared(old, result(tmp_path / "new.json", times=times), "--tolerance", asked)
+        assert found == code, said
+        assert ("WORSE" in said) == bool(code)
+    slower = result(tmp_path / "new.json", times=(90, 100, 110), us=3.0)
+    code, said = compared(old, slower)
+    assert code == 1 and "a, peer: us_per_row" in said
+    elsewhere = result(tmp_path / "new.json", times=(90, 100, 110), us=3.0, cpu="two")
+    code, said = compared(old, elsewhere)
+    assert code == 0 and "Not compared: 1 times, rates and sizes: another cpu" in said
+    target = {"name": "fast", "reached": 0.3, "asked": "<= 0.35", "met": True}
+    met = result(tmp_path / "old.json", times=(1, 1, 1), targets=[target])
+    missed = result(tmp_path / "new.json", times=(1, 1, 1), targets=[{**target, "reached": 0.4, "met": False}])
+    assert compared(met, missed)[0] == 1 and compared(missed, met)[0] == 0
+    other = result(tmp_path / "new.json", times=(1, 1, 1), benchmark="another")
+    assert compared(met, other)[0] == 2
+    (tmp_path / "new.json").write_text("{}")
+    with pytest.raises(SystemExit, match="is no result of these benchmarks"):
+        compared(met, tmp_path / "new.json")
+
+
+def test_the_stored_results_can_be_compared(compared: Callable[..., tuple[int, str]]) -> None:
+    stored = sorted((FOLDER / "results").glob("*.json"))
+    assert {"kernel.json", "end_to_end.json", "memory.json"} <= {path.name for path in stored}
+    for path in stored:
+        code, said = compared(path, path)
+        assert code == 0 and " 0 figures compared" not in said and "Not compared" not in said, said
+
+
+def test_a_kernel_half_as_fast_is_seen(tmp_path: Path, compared: Callable[..., tuple[int, str]]) -> None:
+    """The stored kernel result, with our times doubled, on another machine: the ratios tell."""
+    path = FOLDER / "results" / "kernel.json"
+    content = json.loads(path.read_text())
+    content["machine"]["cpu"] = "another"
+    for case in content["results"]["cases"]:
+        for method in case["methods"]:
+            if "times_ours" in method and method["name"] != "batch_explain":
+                method["times_ours"] = {name: value / 2 for name, value in method["times_ours"].items()}
+    (tmp_path / "slow.json").write_text(json.dumps(content))
+    code, said = compared(path, tmp_path / "slow.json")
+    assert code == 1 and "100x31, LightGBM pred_contrib: times_ours" in said
+    assert compared(tmp_path / "slow.json", path)[0] == 0

@@ -794,4 +794,5 @@ def _shortened(name: str, most: int = 60) -> str:
     return name if len(name) <= most else f"{name[:most]}…"
 
 
+from batch_explain.cli import bench as bench  # noqa: E402
 from batch_explain.cli import steps as steps  # noqa: E402 - its verbs take run's options

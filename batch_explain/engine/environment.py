@@ -1,4 +1,4 @@
-"""Environment variables for as long as a block runs."""
+"""What surrounds this process: the cores that it may use, and environment variables for as long as a block runs."""
 
 import contextlib
 import os
@@ -15,3 +15,10 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,6 +1,5 @@
 """What a run will take, told before it begins: memory of a worker, size of the results, time."""
 
-import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -10,6 +9,7 @@ import psutil
 import pyarrow as pa
 
 from batch_explain.engine.artifacts import Artifacts
+from batch_explain.engine.environment import cores
 from batch_explain.engine.features import FEATURES
 from batch_explain.errors import BatchExplainError, OptionError
 from batch_explain.options import REASONS, RunOptions
@@ -125,13 +125,6 @@ def estimate(
         output_bytes=rows * values,
         seconds=None if row_seconds is None else _OVERHEAD * rows * row_seconds,
     )
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def time_of_a_row(explain: Callable[[int], object], most: int) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent import futures
 from typing import TYPE_CHECKING
 
-from batch_explain.engine.estimate import cores
+from batch_explain.engine.environment import cores
 from batch_explain.engine.explaining import Context
 from batch_explain.engine.partitions import Partition
 from batch_explain.engine.task import run_partition

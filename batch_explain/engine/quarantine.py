@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from batch_explain.engine.artifacts import Batch
 from batch_explain.engine.plan import Plan
 from batch_explain.errors import BadDataError, BatchExplainError
 from batch_explain.storage.atomic import FileRecord
@@ -20,6 +19,8 @@ from batch_explain.storage.filesystems import Location
 from batch_explain.storage.receipts import Receipt
 from batch_explain.storage.tables import SOURCE_IDS, part_path, write_table
 from batch_explain.teachers.columns import BadValueError
+
+_Answer = TypeVar("_Answer")
 
 QUARANTINE = "quarantine"
 SCHEMA = pa.schema([*SOURCE_IDS, ("reason", pa.string()), ("row", pa.string())])
@@ -51,8 +52,8 @@ class BadRow:
 
 
 def explain_good_rows(
-    explain: Callable[[pa.Table], Batch], table: pa.Table, allowed: int
-) -> tuple[Batch | None, np.ndarray, list[tuple[int, str]]]:
+    explain: Callable[[pa.Table], _Answer], table: pa.Table, allowed: int
+) -> tuple[_Answer | None, np.ndarray, list[tuple[int, str]]]:
     """Explain a batch without the rows that cannot be explained.
 
     Parameters
@@ -99,7 +100,7 @@ def explain_good_rows(
 
 
 def first_refused(
-    explain: Callable[[pa.Table], Batch], table: pa.Table, error: Exception
+    explain: Callable[[pa.Table], Any], table: pa.Table, error: Exception
 ) -> tuple[int | None, Exception]:
     """Bisect to the first row that is refused alone; None where only several rows together are."""
     low, high = 0, table.num_rows

@@ -15,7 +15,8 @@ from threadpoolctl import threadpool_limits
 
 from batch_explain.engine.artifacts import Artifacts, Batch, name_outputs
 from batch_explain.engine.baseline import check_baseline, check_compared, refuse_drift
-from batch_explain.engine.estimate import TIMED_ROWS, Estimate, cores, estimate, time_of_a_row
+from batch_explain.engine.environment import cores
+from batch_explain.engine.estimate import TIMED_ROWS, Estimate, estimate, time_of_a_row
 from batch_explain.engine.executors import executor_for
 from batch_explain.engine.explaining import Context, batches_of, explain_batch, explain_good
 from batch_explain.engine.finalize import finalize

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch_explain.engine.cohorts import decide_cohorts, refuse_two_meanings
-from batch_explain.engine.estimate import cores
+from batch_explain.engine.environment import cores
 from batch_explain.engine.explaining import batches_of
 from batch_explain.engine.partitions import FilePartition, Partition
 from batch_explain.engine.plan import Plan, read_plan_json

@@ -141,7 +141,7 @@ class OpaqueExplainer(Explainer):
                 values = self._source.explain(rows, **options)
             finally:
                 np.random.set_state(state)
-        return _as_array(values, rows.shape[0])
+        return as_array(values, rows.shape[0])
 
 
 def _takes_get_raw(source: Any) -> bool:
@@ -159,7 +159,8 @@ def _expected_values(source: Any) -> np.ndarray:
     return np.array([np.nan])
 
 
-def _as_array(values: Any, rows: int) -> np.ndarray:
+def as_array(values: Any, rows: int) -> np.ndarray:
+    """What an ``explain`` returned for so many rows: float64, (output, feature, row). Raises ArtifactError."""
     if sp.issparse(values):
         values = values.toarray()
     elif isinstance(values, list) and values and sp.issparse(values[0]):

@@ -193,7 +193,7 @@ class TreeExplainer(Explainer):
         """Base values of rows of a format, shape (output,)."""
         if self._ensemble is None:
             row = sp.csr_matrix((1, self._width)) if sparse else np.zeros((1, self._width))
-            return np.array(self._contributions(row)[:, -1, 0])
+            return np.array(self.pred_contrib(row)[:, -1, 0])
         limited = self._ensemble.first(self.iterations[sparse])
         if self._background is None:
             return limited.expected_values()
@@ -312,7 +312,7 @@ class TreeExplainer(Explainer):
     def values_of(self, engineered: Matrix) -> UsedValues:
         """See :meth:`Explainer.values_of`."""
         if self._ensemble is None:
-            contributions = self._contributions(engineered)
+            contributions = self.pred_contrib(engineered)
             values, expected, margins = contributions[:, :-1], contributions[:, -1, 0], contributions.sum(axis=1)
         else:
             sparse = sp.issparse(engineered)
@@ -331,7 +331,13 @@ class TreeExplainer(Explainer):
         raw = self._booster().predict(engineered, raw_score=True, num_iteration=iterations, num_threads=1)
         return np.asarray(raw).reshape(engineered.shape[0], self._outputs).T
 
-    def _contributions(self, engineered: Matrix) -> np.ndarray:
+    @property
+    def same_in_lightgbm(self) -> bool:
+        """Whether :meth:`pred_contrib` has to give the same values: it knows no weights of rows and no background."""
+        whole = self._ensemble is None or bool(np.all(self._ensemble.node_count % 1 == 0))
+        return whole and self._background is None
+
+    def pred_contrib(self, engineered: Matrix) -> np.ndarray:
         """LightGBM's own, shape (output, used feature + 1, row); the last feature is the expected value."""
         rows, iterations = engineered.shape[0], self.iterations[sp.issparse(engineered)]
         kept = np.append(self.used, self._width)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from batch_explain.engine.estimate import cores
+from batch_explain.engine.environment import cores
 from batch_explain.errors import ArtifactError, OptionError, first_line
 from batch_explain.explainers.base import Explainer, Matrix, dense
 from batch_explain.explainers.linear import LinearExplainer

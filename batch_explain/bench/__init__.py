@@ -1,0 +1,1 @@
+"""Measuring: what a row costs here, by whom, and how sure that is."""
