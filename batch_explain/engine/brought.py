@@ -15,12 +15,19 @@ from batch_explain.engine.explaining import Context
 from batch_explain.engine.partitions import FilePartition, cut
 from batch_explain.engine.plan import Plan, write_plan
 from batch_explain.engine.runner import plan_run
-from batch_explain.engine.schema import check_columns, id_fields, some_of
+from batch_explain.engine.schema import as_trained, check_columns, id_fields, some_of
 from batch_explain.engine.task import run_partition
 from batch_explain.errors import InputError, InterruptedRunError, OptionError, OutputRefusedError
 from batch_explain.options import RunOptions
 from batch_explain.storage.atomic import write_json
-from batch_explain.storage.dataset import InputFile, dataset_root, discover, hive_keys, hive_types
+from batch_explain.storage.dataset import (
+    InputFile,
+    dataset_root,
+    discover,
+    hive_types,
+    types_from_json,
+    types_to_json,
+)
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.lock import living_holder
 from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE, claim_output
@@ -78,6 +85,7 @@ def run_brought(context: Context, file: InputFile) -> list[tuple[FilePartition, 
         As :func:`batch_explain.engine.task.run_partition` does.
     """
     plan, output = context.plan, Location(context.plan.options.output)
+    file = as_trained([file], context.artifacts.columns, plan.options.columns_map)[0]
     _refuse_other_columns(context, file)
     done = []
     for piece in cut([file], plan.options.partition_rows):
@@ -164,7 +172,7 @@ def _note(output: Location, part: FilePartition, run_id: str) -> None:
     One that is done and has no note is in the plan already: the run has ended.
     """
     path = f"{BROUGHT_FOLDER}/{part_name(part.index)}.json"
-    about = {name: getattr(part.file, name) for name in ("path", "bytes", "rows", "row_groups", "fingerprint")}
+    about = {**part.file.to_json(), "types": types_to_json([part.file])}
     content = {"index": part.index, "start": part.start, "stop": part.stop, "file": about}
     try:
         before = json.loads(output.join(path).read_bytes())
@@ -189,8 +197,9 @@ def _notes(output: Location) -> list[dict[str, Any]]:
 
 
 def _file(content: dict[str, Any], source: str) -> InputFile:
-    found = {**content["file"], "row_groups": tuple(content["file"]["row_groups"])}
-    return InputFile(**found, url=dataset_root(source).join(found["path"]).url, hive=hive_keys(found["path"]))
+    found = dict(content["file"])
+    schema = types_from_json(found.pop("types"))
+    return InputFile.from_json(found, dataset_root(source).join(found["path"]).url, schema)
 
 
 def _refuse_not_brought(files: dict[str, InputFile], listed: list[InputFile], plan: Plan) -> None:

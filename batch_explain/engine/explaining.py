@@ -25,7 +25,7 @@ from batch_explain.engine.rows import Rows
 from batch_explain.engine.series import SeriesPartition, SeriesRows, read_series
 from batch_explain.engine.series_batch import explain_good_series
 from batch_explain.errors import BadDataError
-from batch_explain.storage.dataset import hive_value, read_batches
+from batch_explain.storage.dataset import read_batches
 from batch_explain.summary.tally import Layout
 from batch_explain.teachers.columns import BadValueError
 
@@ -84,13 +84,10 @@ def batches_of(plan: Plan, partition: Partition) -> Iterator[Rows]:
         partition.file,
         start=partition.start,
         stop=partition.stop,
-        columns=[name for name in names if name not in plan.hive],
+        columns=names,
         batch_rows=plan.batch_rows,
+        keys=plan.hive,
     ):
-        for name in names:
-            if name in plan.hive:
-                scalar = hive_value(partition.file, name, plan.hive[name])
-                table = table.append_column(name, pa.repeat(scalar, table.num_rows))
         yield Rows(table, partition.file.path, position + np.arange(table.num_rows))
         position += table.num_rows
 

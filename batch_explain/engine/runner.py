@@ -23,6 +23,7 @@ from batch_explain.engine.plan import Plan, division_of, make_plan, write_plan
 from batch_explain.engine.quarantine import Limits
 from batch_explain.engine.resume import finished, resumed
 from batch_explain.engine.rows import Rows
+from batch_explain.engine.schema import as_trained
 from batch_explain.engine.series import SeriesPartition, SeriesRows
 from batch_explain.errors import BadDataError, InputError, InterruptedRunError, UnreadableFileError
 from batch_explain.events import (
@@ -168,6 +169,7 @@ def plan_run(options: RunOptions, files: Sequence[InputFile], artifacts: Artifac
         Whatever can be known before the work.
     """
     predicted, sparse_rows = None, False
+    files = as_trained(files, artifacts.columns, options.columns_map)
     division = division_of(options, files, artifacts)
     if any(partition.rows for partition in division.partitions):
         batch = _first_explained(make_plan(options, files, artifacts, division, None), artifacts)

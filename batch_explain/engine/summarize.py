@@ -185,8 +185,12 @@ def _unchanged(plan: Plan, columns: Sequence[str]) -> list[InputFile]:
             f"{why}, so it must be read from the run's input, of which {some_of(changed, 5)} "
             f"{'are' if len(changed) > 1 else 'is'} gone or changed since. Restore the input, or name an id column."
         )
-    known = {file.path for file in plan.files}
-    return [file for file in files if file.problem is None and file.path in known]
+    known = {file.path: file for file in plan.files}
+    return [
+        replace(file, schema=known[file.path].schema if known[file.path].format.types_are_inferred else file.schema)
+        for file in files
+        if file.problem is None and file.path in known
+    ]
 
 
 def _by_class(run: Run) -> Cohort:
