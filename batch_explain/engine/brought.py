@@ -47,6 +47,7 @@ def begin(options: RunOptions, file: InputFile) -> None:
     OutputRefusedError
         If the output holds anything else.
     """
+    refuse_filter(options)
     output, deadline = Location(options.output), time.monotonic() + _BEGIN_SECONDS
     while not is_begun(output):
         try:
@@ -67,6 +68,15 @@ def begin(options: RunOptions, file: InputFile) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
+
+
+def refuse_filter(options: RunOptions) -> None:
+    """A platform counts the rows that it hands out and gets back; OptionError."""
+    if options.filter is not None:
+        raise OptionError(
+            "--filter leaves rows out, and a platform that hands out whole files expects them back. Explain the "
+            "rows with batch-explain run, or write the wanted ones to their own files."
+        )
 
 
 def is_begun(output: Location) -> bool:

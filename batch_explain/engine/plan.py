@@ -234,7 +234,7 @@ class Plan:
                 f"{VERSION}. Finish the run with the program that began it, or start anew with --overwrite."
             )
         files, numbers = (
-            input_files(content["files"], options.input, content["types"]),
+            input_files(content["files"], options.input, content["types"], options.where),
             tuple(content.get("numbers", ())),
         )
         series = series_from_json(content["series"], options)
@@ -378,9 +378,11 @@ def make_plan(
         why = "the rows are wide" if options.memory_limit is None else "memory is limited or the rows are wide"
         decisions.append(f"batches have {of_a_batch} rows instead of {options.batch_rows}, because {why}")
     decisions += [f"{file.path} is left out: it cannot be read ({file.problem})" for file in files if file.problem]
+    decisions += _filtered(options, readable)
     if options.limit is not None:
         whole = "" if division.series is None else " (of whole series, but at least one of these)"
-        decisions.append(f"a trial: only the first {options.limit} rows are explained{whole}")
+        filtered = "" if options.filter is None else ", or left out by the filter"
+        decisions.append(f"a trial: only the first {options.limit} rows are explained{filtered}{whole}")
     cohorts: tuple[Cohort, ...] = ()
     sketches: tuple[Sketch, ...] = ()
     sample_rows = 0
@@ -451,6 +453,18 @@ def artifact_digests(options: RunOptions) -> dict[str, str]:
     if options.background is not None:
         found["background"] = background_digest(options.background)
     return found
+
+
+def _filtered(options: RunOptions, files: Sequence[InputFile]) -> list[str]:
+    """What the filter left out before any row is read."""
+    if options.filter is None:
+        return []
+    groups, of = sum(len(file.skipped) for file in files), sum(len(file.row_groups) for file in files)
+    rows = sum(file.rows_skipped for file in files)
+    return [
+        f"only rows for which {options.filter} are explained: {groups} of {of} row groups, with {rows} rows, are not "
+        "read, because their statistics say that they hold none; folders whose keys say so are not listed"
+    ]
 
 
 def _inferred(files: Sequence[InputFile]) -> list[str]:

@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from batch_explain.errors import InputError, OptionError
 from batch_explain.options import RunOptions
-from batch_explain.storage.dataset import InputFile
+from batch_explain.storage.dataset import InputFile, hive_types
+from batch_explain.storage.filtering import check_types
 from batch_explain.storage.tables import SOURCE_IDS
 from batch_explain.teachers.columns import Column, conversion_note, kind_of, type_problem
 
@@ -123,6 +124,16 @@ def as_trained(
         else file
         for file in files
     ]
+
+
+def check_filter(options: RunOptions, files: Sequence[InputFile]) -> None:
+    """Refuse a filter that any file's columns cannot be compared by; OptionError."""
+    if (where := options.where) is None:
+        return
+    readable = [file for file in files if file.problem is None]
+    keys = hive_types(readable)
+    for schema, file in {file.schema: file for file in readable}.items():
+        check_types(where, schema, keys, file.path)
 
 
 def column_problem(column: Column, found: pa.DataType, *, engineered: bool) -> str | None:

@@ -72,6 +72,12 @@ def divide(
                     "one by one. Leave the option out."
                 )
         return Division(tuple(cut(files, options.partition_rows, options.limit)), None, ids, decisions)
+    if options.filter is not None:
+        raise OptionError(
+            "--filter is for rows that are explained one by one, and this model forecasts: a row that is left out "
+            "would be missing from the history of those that follow. Leave it out, or write the series to explain to "
+            "their own files."
+        )
     in_file = dict(options.columns_map)
     kinds = {column.name: column.dtype for column in artifacts.columns}
     history = _history(options, found, artifacts)

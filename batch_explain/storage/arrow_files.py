@@ -15,6 +15,7 @@ _ENDS = (b"\xff\xff\xff\xff\0\0\0\0", b"\0\0\0\0")
 
 class _Arrow:
     name = "Arrow IPC"
+    has_statistics = False
     types_are_inferred = False
 
     def look(self, stream: BinaryIO) -> Content:

@@ -26,6 +26,7 @@ _NUMBERS = {pa.int64(), pa.float64()}
 
 
 class _Csv:
+    has_statistics = False
     types_are_inferred = True
 
     def __init__(self, name: str, delimiter: str) -> None:

@@ -6,16 +6,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from batch_explain.errors import BadDataError, InputError, UnreadableFileError, first_line
+from batch_explain.filters import Filter
 from batch_explain.storage.filesystems import Location
+from batch_explain.storage.filtering import check_types, groups_without, key_may_hold, rows_that_hold
 from batch_explain.storage.formats import Block, ChangedError, Content, Format, format_of
 from batch_explain.storage.hive import Keys, hive_keys, scalar_of, types_of_keys, with_keys
 
 __all__ = [
     "InputFile", "dataset_root", "discover", "hive_keys", "hive_types", "hive_value", "input_files", "read_batches",
-    "types_from_json", "types_to_json",
+    "read_rows",     "types_from_json", "types_to_json",
 ]  # fmt: skip
 
 _GLOB_CHARACTERS = frozenset("*?[")
@@ -50,6 +53,10 @@ class InputFile:
         What a run that wrote the file says of it, as JSON; not kept in a plan.
     blocks : tuple of Block
         Where its row groups stand; none where there is a footer.
+    where : Filter or None
+        Conditions on its own columns, that rows must fulfil to be read.
+    skipped : tuple of int
+        Row groups that hold no such row.
     """
 
     path: str
@@ -63,6 +70,27 @@ class InputFile:
     problem: str | None = None
     description: str | None = field(repr=False, default=None)
     blocks: tuple[Block, ...] = field(repr=False, default=())
+    where: Filter | None = None
+    skipped: tuple[int, ...] = ()
+
+    @property
+    def stretches(self) -> list[tuple[int, tuple[int, ...]]]:
+        """The first row and the row groups of each stretch of the file in which no row group is skipped."""
+        found: list[tuple[int, list[int]]] = []
+        row, follows = 0, False
+        for group, rows in enumerate(self.row_groups):
+            if group not in self.skipped:
+                if not follows:
+                    found.append((row, []))
+                found[-1][1].append(rows)
+            follows = group not in self.skipped
+            row += rows
+        return [(first, tuple(groups)) for first, groups in found]
+
+    @property
+    def rows_skipped(self) -> int:
+        """Rows of the row groups that hold no wanted row."""
+        return sum(self.row_groups[group] for group in self.skipped)
 
     @property
     def format(self) -> Format:
@@ -84,10 +112,13 @@ class InputFile:
             "fingerprint": self.fingerprint,
             "problem": self.problem,
             **({"blocks": [[block.offset, block.bytes, block.digest] for block in self.blocks]} if self.blocks else {}),
+            **({"skipped": list(self.skipped)} if self.skipped else {}),
         }
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any], url: str, schema: pa.Schema | None = None) -> "InputFile":
+    def from_json(
+        cls, content: Mapping[str, Any], url: str, schema: pa.Schema | None = None, where: Filter | None = None
+    ) -> "InputFile":
         """Read :meth:`to_json`'s form back.
 
         Parameters
@@ -97,20 +128,25 @@ class InputFile:
             Where the file is now.
         schema : pyarrow.Schema, optional
             The columns of a file of text.
+        where : Filter, optional
+            The run's.
         """
+        hive = hive_keys(content["path"])
         return cls(
             **{
                 **content,
                 "row_groups": tuple(content["row_groups"]),
                 "blocks": tuple(Block(*block) for block in content.get("blocks", ())),
+                "skipped": tuple(content.get("skipped", ())),
             },
             url=url,
             schema=schema or pa.schema([]),
-            hive=hive_keys(content["path"]),
+            hive=hive,
+            where=_on_columns(where, hive),
         )
 
 
-def discover(url: str, max_bad_files: int = 0) -> list[InputFile]:
+def discover(url: str, max_bad_files: int = 0, where: Filter | None = None) -> list[InputFile]:
     """List the files of a dataset, sorted by path, and look into them: footers are read, and all of any text.
 
     Parameters
@@ -119,11 +155,15 @@ def discover(url: str, max_bad_files: int = 0) -> list[InputFile]:
         A file, a folder (searched to any depth; names that begin with ``_`` or ``.`` are not data), or a glob.
     max_bad_files : int
         So many files that cannot be read are listed with their ``problem`` and without rows.
+    where : Filter, optional
+        Files whose folders' keys it leaves out are not listed, nor looked into.
 
     Raises
     ------
     InputError
         If nothing is there, more files than allowed cannot be read, or they have several formats.
+    OptionError
+        If a key of the folders is of another type than what the filter compares it with.
     """
     place = Location(url)
     try:
@@ -142,8 +182,10 @@ def discover(url: str, max_bad_files: int = 0) -> list[InputFile]:
     prefix = root.path.rstrip("/") + "/"
     names = {path: path.removeprefix(prefix) for path in paths}
     _refuse_several_formats(place, list(names.values()))
+    if where is not None:
+        paths = _not_left_out(where, names, place)
     with ThreadPoolExecutor(_THREADS) as pool:
-        files = list(pool.map(lambda path: _look(root.at(path), names[path]), paths))
+        files = list(pool.map(lambda path: _look(root.at(path), names[path], where), paths))
     bad = [file for file in files if file.problem is not None]
     if len(bad) > max_bad_files or len(bad) == len(files):
         others = f" ({len(bad)} of {len(files)} files are not)" if len(bad) > 1 else ""
@@ -167,13 +209,36 @@ def _refuse_several_formats(place: Location, names: Sequence[str]) -> None:
         )
 
 
-def _look(place: Location, path: str) -> InputFile:
-    hive = hive_keys(path)
+def _not_left_out(where: Filter, names: Mapping[str, str], place: Location) -> list[str]:
+    """The files whose folders' keys leave them any row."""
+    keys = {path: hive_keys(name) for path, name in names.items()}
+    types = types_of_keys(keys.values())
+    if (on_keys := where.without([name for name in where.columns if name not in types])) is None:
+        return list(names)
+    check_types(on_keys, pa.schema([]), types, str(place))
+    found = [path for path in names if key_may_hold(on_keys, keys[path], types)]
+    if not found:
+        raise InputError(
+            f"--filter leaves none of the {len(names):,} files in {place}: no folder's key fulfils {on_keys}. Mend the "
+            "filter, or the input's address."
+        )
+    return found
+
+
+def _on_columns(where: Filter | None, hive: Keys) -> Filter | None:
+    return None if where is None else where.without([key for key, _ in hive])
+
+
+def _look(place: Location, path: str, where: Filter | None) -> InputFile:
+    hive, form, skipped = hive_keys(path), format_of(path), tuple[int, ...]()
+    where = _on_columns(where, hive)
     try:
         with place.open() as stream:
             size = stream.seek(0, 2)
             stream.seek(0)
-            content = format_of(path).look(stream)
+            content = form.look(stream)
+            if where is not None and form.has_statistics and set(where.columns) <= set(content.schema.names):
+                skipped = groups_without(where, stream, content.schema)
     except MemoryError:  # Arrow's is an ArrowException as well
         raise
     except _DAMAGE as error:
@@ -191,6 +256,8 @@ def _look(place: Location, path: str) -> InputFile:
         hive=hive,
         description=content.description,
         blocks=content.blocks,
+        where=where,
+        skipped=skipped,
     )
 
 
@@ -217,11 +284,11 @@ def _of_one_type(files: list[InputFile]) -> list[InputFile]:
 
 
 def input_files(
-    content: Iterable[dict[str, Any]], url: str, types: Mapping[str, str] | None = None
+    content: Iterable[dict[str, Any]], url: str, types: Mapping[str, str], where: Filter | None = None
 ) -> tuple[InputFile, ...]:
     """Files of a stored plan, whose dataset is at ``url`` now; ``types``: :func:`types_to_json`'s."""
-    root, schema = dataset_root(url), types_from_json(types or {})
-    return tuple(InputFile.from_json(file, root.join(file["path"]).url, schema) for file in content)
+    root, schema = dataset_root(url), types_from_json(types)
+    return tuple(InputFile.from_json(file, root.join(file["path"]).url, schema, where) for file in content)
 
 
 def types_to_json(files: Iterable[InputFile]) -> dict[str, str]:
@@ -296,11 +363,26 @@ def read_batches(
     batch_rows: int,
     keys: Mapping[str, pa.DataType] | None = None,
 ) -> Iterator[pa.Table]:
+    """The tables of :func:`read_rows`."""
+    for table, _ in read_rows(file, start=start, stop=stop, columns=columns, batch_rows=batch_rows, keys=keys):
+        yield table
+
+
+def read_rows(
+    file: InputFile,
+    *,
+    start: int,
+    stop: int,
+    columns: list[str],
+    batch_rows: int,
+    keys: Mapping[str, pa.DataType] | None = None,
+) -> Iterator[tuple[pa.Table, np.ndarray]]:
     """Read rows ``start`` to ``stop`` of a file in order, in tables of ``batch_rows`` rows (the last one fewer).
 
     Parameters
     ----------
     file : InputFile
+        Rows that its filter leaves out are not given.
     start, stop : int
         A range inside a row group decodes and drops the rows before it.
     columns : list of str
@@ -308,6 +390,12 @@ def read_batches(
     batch_rows : int
     keys : mapping, optional
         Hive key -> type.
+
+    Yields
+    ------
+    table : pyarrow.Table
+    positions : ndarray of int64
+        Of its rows in the file.
 
     Raises
     ------
@@ -318,36 +406,50 @@ def read_batches(
     """
     keys = keys or {}
     in_file = [name for name in columns if name not in keys]
-    for table in _read(file, start=start, stop=stop, columns=in_file, batch_rows=batch_rows):
+    read = list(dict.fromkeys([*in_file, *(file.where.columns if file.where is not None else ())]))
+    held: list[pa.Table] = []
+    places: list[np.ndarray] = []
+    rows = 0
+
+    def taken() -> Iterator[tuple[pa.Table, np.ndarray]]:
+        nonlocal rows
+        table, positions = pa.concat_tables(held), np.concatenate(places)
         # a column named twice or nested must not slip in: select by exact name
-        yield with_keys(table, file.hive, keys, columns).select(columns) if columns else table
+        here = with_keys(table.slice(0, batch_rows), file.hive, keys, columns)
+        yield here.select(columns) if columns else here, positions[:batch_rows]
+        held[:], places[:] = [table.slice(batch_rows)], [positions[batch_rows:]]
+        rows -= here.num_rows
+
+    for batch, first in _read(file, start=start, stop=stop, columns=read, batch_rows=batch_rows):
+        table, positions = pa.Table.from_batches([batch]), np.arange(first, first + batch.num_rows)
+        if file.where is not None:
+            chosen = rows_that_hold(file.where, table)
+            table, positions = table.take(pa.array(chosen)), positions[chosen]
+        held.append(table)
+        places.append(positions)
+        rows += table.num_rows
+        while rows >= batch_rows:
+            yield from taken()
+    if rows:
+        yield from taken()
 
 
-def _read(file: InputFile, *, start: int, stop: int, columns: list[str], batch_rows: int) -> Iterator[pa.Table]:
-    groups, before = _overlapping(file.row_groups, start, stop)
-    skip, wanted = start - before, stop - start
-    pending: list[pa.RecordBatch] = []
-    held = 0
+def _read(
+    file: InputFile, *, start: int, stop: int, columns: list[str], batch_rows: int
+) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """All rows of a range, and the position of each piece's first."""
+    groups, position = _overlapping(file.row_groups, start, stop)
     try:
         # a column named twice or nested may bring others
         for batch in file.format.read(Location(file.url), file.content, groups, columns, batch_rows):
             if not columns:
                 batch = pa.RecordBatch.from_arrays([pa.nulls(batch.num_rows)], ["_"])
-            if skip >= batch.num_rows:
-                skip -= batch.num_rows
-                continue
-            batch = batch.slice(skip, wanted)
-            skip = 0
-            wanted -= batch.num_rows
-            pending.append(batch)
-            held += batch.num_rows
-            while held >= batch_rows:
-                table = pa.Table.from_batches(pending)
-                yield table.slice(0, batch_rows)
-                rest = table.slice(batch_rows)
-                pending, held = rest.to_batches(), rest.num_rows
-            if not wanted:
-                break
+            first, position = position, position + batch.num_rows
+            if position > start:
+                skip = max(0, start - first)
+                yield batch.slice(skip, stop - first - skip), first + skip
+            if position >= stop:
+                return
     except ChangedError:
         raise BadDataError(
             f"{file.path} was changed after the run was planned: rows of two versions would be mixed. Start the run "
@@ -362,12 +464,11 @@ def _read(file: InputFile, *, start: int, stop: int, columns: list[str], batch_r
             f"Rows {start} to {stop} of {file.path} cannot be read: {first_line(error)}. The file is damaged or was "
             "changed during the run: write it again and start the run again."
         ) from error
-    if wanted:
+    if position < stop:
         raise UnreadableFileError(
-            f"{file.path} ended {wanted} rows before row {stop}, which it had. Write the file again."
+            f"{file.path} ended {stop - max(start, position)} rows before row {stop}, which it had. Write the file "
+            "again."
         )
-    if held:
-        yield pa.Table.from_batches(pending)
 
 
 def _overlapping(row_groups: tuple[int, ...], start: int, stop: int) -> tuple[list[int], int]:

@@ -73,6 +73,10 @@ class Format(Protocol):
     def types_are_inferred(self) -> bool:
         """Whether the files do not tell the types of their columns."""
 
+    @property
+    def has_statistics(self) -> bool:
+        """Whether row groups tell what values they may hold."""
+
     def look(self, stream: BinaryIO) -> Content:
         """Find what a file holds; OSError, ArrowException or ValueError where it is damaged."""
 

@@ -17,6 +17,7 @@ _NUMBERS = {pa.int64(), pa.float64()}
 
 class _JsonLines:
     name = "JSON lines"
+    has_statistics = False
     types_are_inferred = True
 
     def look(self, stream: BinaryIO) -> Content:

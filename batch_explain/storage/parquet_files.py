@@ -17,6 +17,7 @@ _BUFFER_BYTES, _SMALLEST_BUFFER = 1 << 20, 16 << 10  # of one column
 
 class _Parquet:
     name = "parquet"
+    has_statistics = True
     types_are_inferred = False
 
     def look(self, stream: BinaryIO) -> Content:
