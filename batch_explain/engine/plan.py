@@ -40,6 +40,7 @@ from batch_explain.explainers.folders import explainer_in, model_in
 from batch_explain.options import REASONS, RunOptions
 from batch_explain.storage.atomic import new_file, write_json
 from batch_explain.storage.dataset import InputFile, hive_types, input_files, types_to_json
+from batch_explain.storage.delta import DeltaAddress
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE
 from batch_explain.storage.tables import TableSpec, importance_folder
@@ -358,6 +359,8 @@ def make_plan(
     origin = origin_of(readable) if artifacts.takes_engineered else Origin((), sparse_rows)
     id_columns = options.id_columns or origin.ids
     decisions += division.decisions
+    if (table := DeltaAddress.parse(options.input)) is not None:
+        decisions.append(f"the Delta table is read at version {table.version}")
     decisions += _inferred(readable) + _not_in_the_input(artifacts, readable)
     tables = artifacts.tables(options.outputs)
     levels = artifacts.levels(tables, level_of_reasons(options, artifacts))

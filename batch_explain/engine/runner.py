@@ -20,7 +20,7 @@ from batch_explain.engine.executors import executor_for
 from batch_explain.engine.explaining import Context, batches_of, explain_batch, explain_good
 from batch_explain.engine.finalize import finalize
 from batch_explain.engine.partitions import FilePartition, Partition
-from batch_explain.engine.plan import Plan, division_of, make_plan, write_plan
+from batch_explain.engine.plan import Plan, division_of, make_plan, read_plan_json, write_plan
 from batch_explain.engine.quarantine import Limits
 from batch_explain.engine.resume import finished, resumed
 from batch_explain.engine.rows import Rows
@@ -41,6 +41,7 @@ from batch_explain.options import SCHEDULERS, RunOptions
 from batch_explain.results import Run, is_finished, open_run
 from batch_explain.storage.attempts import forget_attempts
 from batch_explain.storage.dataset import InputFile, discover, read_rows
+from batch_explain.storage.delta import DeltaAddress, pinned
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import Claim, claim_output
 
@@ -112,6 +113,7 @@ class Prepared:
 def prepare(options: RunOptions, emit: Observer) -> Prepared:
     """Plan a run, or one to be resumed, and estimate what it takes."""
     started = time.perf_counter()
+    options = _pinned(options)
     files = discover(options.input, options.max_bad_files, options.where)
     claim = claim_output(options)
     artifacts = Artifacts.load(options)
@@ -127,6 +129,15 @@ def prepare(options: RunOptions, emit: Observer) -> Prepared:
     where = str(Location(options.output))
     emit(RunPlanned(len(files), plan.rows, len(plan.partitions), where, **dataclasses.asdict(expected)))
     return Prepared(claim, plan, artifacts, expected, {"load": loaded - started, "plan": planned - loaded})
+
+
+def _pinned(options: RunOptions) -> RunOptions:
+    """Of a Delta table: with the version that is read, which is the stopped run's where that is resumed."""
+    before, output = None, Location(options.output)
+    if options.resume and DeltaAddress.parse(options.input) is not None:
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # resumed() says what is wrong with it
+            before = str(read_plan_json(output)["options"]["input"])
+    return replace(options, input=pinned(options.input, before))
 
 
 @contextlib.contextmanager

@@ -11,14 +11,15 @@ import pyarrow as pa
 
 from batch_explain.errors import BadDataError, InputError, UnreadableFileError, first_line
 from batch_explain.filters import Filter
+from batch_explain.storage.delta import DeltaAddress, snapshot
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.filtering import check_types, groups_without, key_may_hold, rows_that_hold
 from batch_explain.storage.formats import Block, ChangedError, Content, Format, format_of
 from batch_explain.storage.hive import Keys, hive_keys, scalar_of, types_of_keys, with_keys
 
 __all__ = [
-    "InputFile", "dataset_root", "discover", "hive_keys", "hive_types", "hive_value", "input_files", "read_batches",
-    "read_rows",     "types_from_json", "types_to_json",
+    "InputFile", "dataset_root", "discover", "hive_keys", "hive_types", "hive_value", "input_files", "location_of",
+    "read_batches", "read_rows", "types_from_json", "types_to_json",
 ]  # fmt: skip
 
 _GLOB_CHARACTERS = frozenset("*?[")
@@ -46,7 +47,7 @@ class InputFile:
     schema : pyarrow.Schema
         The file's own columns; in a plan that was read back, of files of text alone.
     hive : tuple of (str, str or None)
-        Keys and values of its ``key=value`` folders.
+        Keys and values of its ``key=value`` folders; of a Delta table, as its log has them.
     problem : str or None
         Why it cannot be read; it has no rows then.
     description : str or None
@@ -57,6 +58,8 @@ class InputFile:
         Conditions on its own columns, that rows must fulfil to be read.
     skipped : tuple of int
         Row groups that hold no such row.
+    key_types : tuple of (str, pyarrow.DataType)
+        Types of the keys, where a Delta table tells them.
     """
 
     path: str
@@ -72,6 +75,7 @@ class InputFile:
     blocks: tuple[Block, ...] = field(repr=False, default=())
     where: Filter | None = None
     skipped: tuple[int, ...] = ()
+    key_types: tuple[tuple[str, pa.DataType], ...] = field(repr=False, default=())
 
     @property
     def stretches(self) -> list[tuple[int, tuple[int, ...]]]:
@@ -113,6 +117,7 @@ class InputFile:
             "problem": self.problem,
             **({"blocks": [[block.offset, block.bytes, block.digest] for block in self.blocks]} if self.blocks else {}),
             **({"skipped": list(self.skipped)} if self.skipped else {}),
+            **({"keys": [list(key) for key in self.hive]} if self.hive != hive_keys(self.path) else {}),
         }
 
     @classmethod
@@ -131,10 +136,12 @@ class InputFile:
         where : Filter, optional
             The run's.
         """
-        hive = hive_keys(content["path"])
+        stored = dict(content)
+        keys = stored.pop("keys", None)
+        hive = hive_keys(content["path"]) if keys is None else tuple((key, value) for key, value in keys)
         return cls(
             **{
-                **content,
+                **stored,
                 "row_groups": tuple(content["row_groups"]),
                 "blocks": tuple(Block(*block) for block in content.get("blocks", ())),
                 "skipped": tuple(content.get("skipped", ())),
@@ -165,27 +172,30 @@ def discover(url: str, max_bad_files: int = 0, where: Filter | None = None) -> l
     OptionError
         If a key of the folders is of another type than what the filter compares it with.
     """
-    place = Location(url)
+    place = location_of(url)
     try:
-        paths, root = _list(place), dataset_root(url)
+        root = dataset_root(url)
+        listed, types = _listed(url, place)
     except OSError as error:
         raise InputError(
             f"The input {place} cannot be listed: {error}. Check the address and its permissions."
         ) from error
-    if not paths:
+    if not listed:
         raise InputError(
             f"There is no parquet file in {place}, nor one of another format. Name a parquet file, a folder that holds "
             "some (names that begin with '_' or '.' are not data), or a glob such as 'folder/*.csv'."
         )
-    if unnamed := [path for path in paths if not path.isascii() and path != path.encode("utf-8", "replace").decode()]:
+    if unnamed := [path for path in listed if not path.isascii() and path != path.encode("utf-8", "replace").decode()]:
         raise InputError(f"The name of the file {unnamed[0]!r} is not UTF-8. Rename it.")
-    prefix = root.path.rstrip("/") + "/"
-    names = {path: path.removeprefix(prefix) for path in paths}
-    _refuse_several_formats(place, list(names.values()))
+    _refuse_several_formats(place, list(listed))
     if where is not None:
-        paths = _not_left_out(where, names, place)
+        listed = _not_left_out(where, listed, types or types_of_keys(listed.values()), place)
+
+    def look(path: str) -> InputFile:
+        return replace(_look(root.join(path), path, listed[path], where), key_types=tuple(types.items()))
+
     with ThreadPoolExecutor(_THREADS) as pool:
-        files = list(pool.map(lambda path: _look(root.at(path), names[path], where), paths))
+        files = list(pool.map(look, listed))
     bad = [file for file in files if file.problem is not None]
     if len(bad) > max_bad_files or len(bad) == len(files):
         others = f" ({len(bad)} of {len(files)} files are not)" if len(bad) > 1 else ""
@@ -209,18 +219,18 @@ def _refuse_several_formats(place: Location, names: Sequence[str]) -> None:
         )
 
 
-def _not_left_out(where: Filter, names: Mapping[str, str], place: Location) -> list[str]:
+def _not_left_out(
+    where: Filter, listed: Mapping[str, Keys], types: Mapping[str, pa.DataType], place: Location
+) -> dict[str, Keys]:
     """The files whose folders' keys leave them any row."""
-    keys = {path: hive_keys(name) for path, name in names.items()}
-    types = types_of_keys(keys.values())
     if (on_keys := where.without([name for name in where.columns if name not in types])) is None:
-        return list(names)
+        return dict(listed)
     check_types(on_keys, pa.schema([]), types, str(place))
-    found = [path for path in names if key_may_hold(on_keys, keys[path], types)]
+    found = {path: keys for path, keys in listed.items() if key_may_hold(on_keys, keys, types)}
     if not found:
         raise InputError(
-            f"--filter leaves none of the {len(names):,} files in {place}: no folder's key fulfils {on_keys}. Mend the "
-            "filter, or the input's address."
+            f"--filter leaves none of the {len(listed):,} files in {place}: no folder's key fulfils {on_keys}. Mend "
+            "the filter, or the input's address."
         )
     return found
 
@@ -229,8 +239,8 @@ def _on_columns(where: Filter | None, hive: Keys) -> Filter | None:
     return None if where is None else where.without([key for key, _ in hive])
 
 
-def _look(place: Location, path: str, where: Filter | None) -> InputFile:
-    hive, form, skipped = hive_keys(path), format_of(path), tuple[int, ...]()
+def _look(place: Location, path: str, hive: Keys, where: Filter | None) -> InputFile:
+    form, skipped = format_of(path), tuple[int, ...]()
     where = _on_columns(where, hive)
     try:
         with place.open() as stream:
@@ -307,14 +317,30 @@ def types_from_json(content: Mapping[str, str]) -> pa.Schema:
     return pa.schema([(name, pa.type_for_alias(kind)) for name, kind in content.items()])
 
 
+def location_of(url: str) -> Location:
+    """Where a dataset is; of a Delta table, its folder."""
+    address = DeltaAddress.parse(url)
+    return Location(url if address is None else address.table)
+
+
 def dataset_root(url: str) -> Location:
     """The folder that the paths of a dataset's files are relative to."""
-    place = Location(url)
+    place = location_of(url)
     if place.fs.isdir(place.path):
         return place
     if _GLOB_CHARACTERS & set(place.path) and not place.fs.isfile(place.path):
         return place.at(_before_glob(place.path))
     return place.parent
+
+
+def _listed(url: str, place: Location) -> tuple[dict[str, Keys], dict[str, pa.DataType]]:
+    """Files by their paths below the root, with their keys; and the keys' types, where the dataset tells them."""
+    if (address := DeltaAddress.parse(url)) is not None:
+        found = snapshot(address)
+        return found.files, found.types
+    prefix = dataset_root(url).path.rstrip("/") + "/"
+    names = [path.removeprefix(prefix) for path in _list(place)]
+    return {name: hive_keys(name) for name in names}, {}
 
 
 def _list(place: Location) -> list[str]:
@@ -345,8 +371,9 @@ def _is_hidden(path: str) -> bool:
 
 
 def hive_types(files: Iterable[InputFile]) -> dict[str, pa.DataType]:
-    """Type of each hive key over all files: int64 where every value is a whole number, else string."""
-    return types_of_keys(file.hive for file in files)
+    """Type of each hive key over all files: int64 where every value is a whole number, else string; or as they tell."""
+    files = list(files)
+    return {**types_of_keys(file.hive for file in files), **(dict(files[0].key_types) if files else {})}
 
 
 def hive_value(file: InputFile, key: str, kind: pa.DataType) -> pa.Scalar:

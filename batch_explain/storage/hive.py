@@ -35,7 +35,7 @@ def types_of_keys(files: Iterable[Keys]) -> dict[str, pa.DataType]:
 
 def scalar_of(value: str | None, kind: pa.DataType) -> pa.Scalar:
     """A key's value, in its type."""
-    return pa.scalar(int(value) if value is not None and pa.types.is_integer(kind) else value, kind)
+    return pa.scalar(value, pa.string()).cast(kind)
 
 
 def with_keys(table: pa.Table, keys: Keys, types: Mapping[str, pa.DataType], columns: list[str]) -> pa.Table:
