@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batch_explain.errors import OptionError
+from batch_explain.filters import Filter
 
 TABLES = ("predictions", "engineered", "raw")  # unless --outputs says otherwise
 REASONS = "reasons"
@@ -59,6 +60,8 @@ class RunOptions:
         Columns copied to every table; empty: ``source_file`` and ``source_row``.
     history : str, optional
         Of a forecasting model with lags or windows: path or URL of rows whose target is known, before those to explain.
+    filter : str or None
+        Conditions that rows must fulfil to be explained: :class:`batch_explain.filters.Filter`, as text.
     target_column : str, optional
         The column of known targets in ``history``. Rows of the input in which it is not null are history too.
     columns_map : tuple of (str, str)
@@ -165,6 +168,7 @@ class RunOptions:
     table_memory: int = DEFAULT_TABLE_MEMORY
     memory_limit: int | None = None
     limit: int | None = None
+    filter: str | None = None
     check: str = "sample"
     dtype: str = "float64"
     compression: str = "snappy"
@@ -221,6 +225,8 @@ class RunOptions:
                 values[name] = _whole(name, values[name])
             elif name in ("partition_rows", "batch_rows", "top_k"):
                 values.pop(name, None)
+        if values.get("filter") is not None:
+            values["filter"] = str(Filter.parse(str(values["filter"])))
         values["cohort"] = as_texts("cohort", values.get("cohort") or ())
         if values.get("sample_rows") is None:
             values.pop("sample_rows", None)
@@ -305,6 +311,11 @@ class RunOptions:
                     "there are no patterns."
                 )
         return names
+
+    @property
+    def where(self) -> Filter | None:
+        """The filter."""
+        return None if self.filter is None else Filter.parse(self.filter)
 
     @property
     def fingerprints(self) -> dict[str, str]:

@@ -109,6 +109,9 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--batch-rows", metavar="N", help="Most rows of one step inside a task (default: 10000).")
 @click.option("--table-memory", metavar="SIZE", help="Most memory for TreeSHAP's tables (default: 400MB).")
 @click.option("--memory-limit", metavar="SIZE", help="Most memory of each worker process, such as 2GB (default: none).")
+@click.option(
+    "--filter", metavar="CONDITIONS", help="Explain only such rows: \"age >= 18 and job in ('clerk', 'nurse')\"."
+)
 @click.option("--limit", metavar="N", help="Explain only the first N rows (a trial).")
 @click.option("--check", metavar="sample|all", help="Additivity on 256 rows a batch (default) or on every row.")
 @click.option("--dtype", metavar="float64|float32", help="How importances are stored (default: float64).")
@@ -711,6 +714,8 @@ def _print_status(found: "Status") -> None:
         pairs.append(("rows", f"{found.rows_done:,} of {found.rows:,} done"))
     if found.rows_quarantined:
         pairs.append(("rows in quarantine", f"{found.rows_quarantined:,}"))
+    if found.rows_left_out:
+        pairs.append(("rows left out by --filter", f"{found.rows_left_out:,}"))
     pairs.append(("results", found.output))
     _print_pairs(pairs)
     _print_lines(describe([*found.failed, *found.interrupted]))
@@ -720,6 +725,8 @@ def _print_run(run: "Run", top: int = 5) -> None:
     """A short table: what a person wants to know first."""
     info = run.info
     pairs = [("rows explained", f"{info['rows']['explained']:,}")]
+    if info["rows"].get("left_out"):
+        pairs.append(("rows left out by --filter", f"{info['rows']['left_out']:,}"))
     if info["rows"]["quarantined"]:
         pairs.append(("rows in quarantine", f"{info['rows']['quarantined']:,}: {_reasons(info['quarantine'])}"))
     if unreadable := info["quarantine"]["unreadable_files"]:

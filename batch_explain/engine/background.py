@@ -5,7 +5,7 @@ import hashlib
 import pyarrow as pa
 
 from batch_explain.engine.artifacts import Artifacts
-from batch_explain.engine.schema import check_columns
+from batch_explain.engine.schema import as_trained, check_columns
 from batch_explain.errors import BadDataError, InputError, OptionError
 from batch_explain.options import RunOptions
 from batch_explain.storage.atomic import sha256_of
@@ -25,7 +25,7 @@ def take_background(options: RunOptions, artifacts: Artifacts) -> None:
         If the explainer has no trees.
     """
     assert options.background is not None
-    files = discover(options.background)
+    files = as_trained(discover(options.background), artifacts.columns, options.columns_map)
     place = files[0].url if len(files) == 1 else options.background
     count = sum(file.rows for file in files)
     check_count(count, f"--background {Location(place)}")  # before they are read

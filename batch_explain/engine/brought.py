@@ -14,13 +14,20 @@ from batch_explain.engine.explaining import Context
 from batch_explain.engine.partitions import FilePartition, cut
 from batch_explain.engine.plan import Plan, write_plan
 from batch_explain.engine.runner import plan_run
-from batch_explain.engine.schema import check_columns, id_fields, some_of
+from batch_explain.engine.schema import as_trained, check_columns, id_fields, some_of
 from batch_explain.engine.task import run_partition
 from batch_explain.engine.workers import loaded_artifacts
 from batch_explain.errors import InputError, InterruptedRunError, OptionError, OutputRefusedError
 from batch_explain.options import RunOptions
 from batch_explain.storage.atomic import write_json
-from batch_explain.storage.dataset import InputFile, dataset_root, discover, hive_keys, hive_types
+from batch_explain.storage.dataset import (
+    InputFile,
+    dataset_root,
+    discover,
+    hive_types,
+    types_from_json,
+    types_to_json,
+)
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.lock import living_holder
 from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE, claim_output
@@ -40,6 +47,7 @@ def begin(options: RunOptions, file: InputFile) -> None:
     OutputRefusedError
         If the output holds anything else.
     """
+    refuse_filter(options)
     output, deadline = Location(options.output), time.monotonic() + _BEGIN_SECONDS
     while not is_begun(output):
         try:
@@ -62,6 +70,15 @@ def begin(options: RunOptions, file: InputFile) -> None:
             time.sleep(0.2)
 
 
+def refuse_filter(options: RunOptions) -> None:
+    """A platform counts the rows that it hands out and gets back; OptionError."""
+    if options.filter is not None:
+        raise OptionError(
+            "--filter leaves rows out, and a platform that hands out whole files expects them back. Explain the "
+            "rows with batch-explain run, or write the wanted ones to their own files."
+        )
+
+
 def is_begun(output: Location) -> bool:
     """Whether there is a plan, written to its end."""
     return output.join(RUN_ID_FILE).exists() and output.join(PLAN_FILE).exists()
@@ -78,6 +95,7 @@ def run_brought(context: Context, file: InputFile) -> list[tuple[FilePartition, 
         As :func:`batch_explain.engine.task.run_partition` does.
     """
     plan, output = context.plan, Location(context.plan.options.output)
+    file = as_trained([file], context.artifacts.columns, plan.options.columns_map)[0]
     _refuse_other_columns(context, file)
     done = []
     for piece in cut([file], plan.options.partition_rows):
@@ -164,7 +182,7 @@ def _note(output: Location, part: FilePartition, run_id: str) -> None:
     One that is done and has no note is in the plan already: the run has ended.
     """
     path = f"{BROUGHT_FOLDER}/{part_name(part.index)}.json"
-    about = {name: getattr(part.file, name) for name in ("path", "bytes", "rows", "row_groups", "fingerprint")}
+    about = {**part.file.to_json(), "types": types_to_json([part.file])}
     content = {"index": part.index, "start": part.start, "stop": part.stop, "file": about}
     try:
         before = json.loads(output.join(path).read_bytes())
@@ -189,8 +207,9 @@ def _notes(output: Location) -> list[dict[str, Any]]:
 
 
 def _file(content: dict[str, Any], source: str) -> InputFile:
-    found = {**content["file"], "row_groups": tuple(content["file"]["row_groups"])}
-    return InputFile(**found, url=dataset_root(source).join(found["path"]).url, hive=hive_keys(found["path"]))
+    found = dict(content["file"])
+    schema = types_from_json(found.pop("types"))
+    return InputFile.from_json(found, dataset_root(source).join(found["path"]).url, schema)
 
 
 def _refuse_not_brought(files: dict[str, InputFile], listed: list[InputFile], plan: Plan) -> None:

@@ -113,12 +113,12 @@ def ranges_to_read(
     """Ranges of rows to look at, and how they are called: all, or the beginnings of evenly spaced row groups."""
     groups, left = [], sum(file.rows for file in files) if limit is None else limit
     for file in files:
-        start = 0
-        for rows in file.row_groups:
-            if rows and left:
-                groups.append((file, start, start + min(rows, left)))
-            left -= min(rows, left)
-            start += rows
+        for start, row_groups in file.stretches:
+            for rows in row_groups:
+                if rows and left:
+                    groups.append((file, start, start + min(rows, left)))
+                left -= min(rows, left)
+                start += rows
     total = sum(stop - start for _, start, stop in groups)
     if total <= most and len(groups) <= _RANGES:
         return groups, f"all {total:,} rows"

@@ -13,7 +13,7 @@ from batch_explain.engine.environment import cores
 from batch_explain.engine.features import FEATURES
 from batch_explain.errors import BatchExplainError, OptionError
 from batch_explain.options import REASONS, RunOptions
-from batch_explain.storage.dataset import READ_BYTES
+from batch_explain.storage.parquet_files import READ_BYTES
 from batch_explain.storage.tables import TableSpec
 from batch_explain.summary.sample import MAX_CELLS
 from batch_explain.summary.sketches import MAX_FEATURES

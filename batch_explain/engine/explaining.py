@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
 import pyarrow as pa
 
 from batch_explain.engine.artifacts import Artifacts, Batch
@@ -25,7 +24,7 @@ from batch_explain.engine.rows import Rows
 from batch_explain.engine.series import SeriesPartition, SeriesRows, read_series
 from batch_explain.engine.series_batch import explain_good_series
 from batch_explain.errors import BadDataError
-from batch_explain.storage.dataset import hive_value, read_batches
+from batch_explain.storage.dataset import read_rows
 from batch_explain.summary.tally import Layout
 from batch_explain.teachers.columns import BadValueError
 
@@ -79,20 +78,15 @@ def batches_of(plan: Plan, partition: Partition) -> Iterator[Rows]:
         yield from read_series(partition, plan.series, names, of_history, plan.hive, plan.batch_rows)
         return
     assert isinstance(partition, FilePartition)
-    position = partition.start
-    for table in read_batches(
+    for table, positions in read_rows(
         partition.file,
         start=partition.start,
         stop=partition.stop,
-        columns=[name for name in names if name not in plan.hive],
+        columns=names,
         batch_rows=plan.batch_rows,
+        keys=plan.hive,
     ):
-        for name in names:
-            if name in plan.hive:
-                scalar = hive_value(partition.file, name, plan.hive[name])
-                table = table.append_column(name, pa.repeat(scalar, table.num_rows))
-        yield Rows(table, partition.file.path, position + np.arange(table.num_rows))
-        position += table.num_rows
+        yield Rows(table, partition.file.path, positions)
 
 
 def input_columns(plan: Plan) -> list[str]:

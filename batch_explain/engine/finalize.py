@@ -106,11 +106,12 @@ def _receipt(output: Location, plan: Plan, index: int) -> Receipt:
 
 def _count_rows(plan: Plan, receipts: list[Receipt]) -> None:
     for partition, receipt in zip(plan.partitions, receipts, strict=True):
-        if not receipt.rows_in == receipt.rows_explained + receipt.rows_quarantined == partition.rows:
+        done = receipt.rows_explained + receipt.rows_quarantined + receipt.rows_left_out
+        if not receipt.rows_in == done == partition.rows:
             raise IntegrityError(
-                f"{partition.name}: the task read {receipt.rows_in}, explained {receipt.rows_explained} and "
-                f"quarantined {receipt.rows_quarantined} of {partition.rows} rows. The results are not complete: "
-                "start the run again with --overwrite."
+                f"{partition.name}: the task read {receipt.rows_in}, explained {receipt.rows_explained}, quarantined "
+                f"{receipt.rows_quarantined} and left out {receipt.rows_left_out} of {partition.rows} rows. The "
+                "results are not complete: start the run again with --overwrite."
             )
 
 
@@ -235,6 +236,7 @@ def _run_json(
             "planned": plan.rows,
             "explained": sum(receipt.rows_explained for receipt in receipts),
             "quarantined": sum(receipt.rows_quarantined for receipt in receipts),
+            **_left_out(plan, receipts),
             **_of_series(plan, receipts),
         },
         "quarantine": _quarantine(plan, receipts),
@@ -294,6 +296,14 @@ def _run_json(
         "versions": versions(),
         "files": [asdict(file) for file in files],
     }  # fmt: skip
+
+
+def _left_out(plan: Plan, receipts: list[Receipt]) -> dict[str, int]:
+    """With a filter: rows for which it is not true, those of row groups that were not read among them."""
+    if plan.options.filter is None:
+        return {}
+    skipped = sum(file.rows_skipped for file in plan.files)
+    return {"left_out": skipped + sum(receipt.rows_left_out for receipt in receipts)}
 
 
 def _of_series(plan: Plan, receipts: list[Receipt]) -> dict[str, int]:

@@ -73,7 +73,12 @@ def cut(files: Sequence[InputFile], partition_rows: int, limit: int | None = Non
     partitions: list[FilePartition] = []
     left = sum(file.rows for file in files) if limit is None else limit
     for file in files:
-        for start, stop in _ranges(file.row_groups, partition_rows):
+        ranges = [
+            (first + start, first + stop)
+            for first, row_groups in file.stretches
+            for start, stop in _ranges(row_groups, partition_rows)
+        ]
+        for start, stop in ranges:
             stop = min(stop, start + left)
             if not left:
                 return partitions

@@ -39,7 +39,8 @@ from batch_explain.explainers.bundle import artifact_digest
 from batch_explain.explainers.folders import explainer_in, model_in
 from batch_explain.options import REASONS, RunOptions
 from batch_explain.storage.atomic import new_file, write_json
-from batch_explain.storage.dataset import InputFile, hive_types, input_files
+from batch_explain.storage.dataset import InputFile, hive_types, input_files, types_to_json
+from batch_explain.storage.delta import DeltaAddress
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE
 from batch_explain.storage.tables import TableSpec, importance_folder
@@ -48,7 +49,7 @@ from batch_explain.summary.cohorts import Cohort, by_class
 from batch_explain.summary.sketches import Sketch
 from batch_explain.summary.tally import Layout
 
-VERSION = 7
+VERSION = 8
 
 # Features that no tree splits on are written as columns of zeros while there are at most so many of them: the table's
 # schema then stays the same when a retrained surrogate uses others. Beyond it they are only named in run.json.
@@ -70,7 +71,7 @@ class Plan:
     ----------
     options : RunOptions
     files : tuple of InputFile
-        All files of the dataset, sorted by path; their schemas are not kept.
+        All files of the dataset, sorted by path; of their schemas, those of text are kept.
     partitions : tuple of Partition
         Of files, or of series where there are any.
     tables : dict
@@ -208,6 +209,7 @@ class Plan:
                 for level, specs in self.tables.items()
             },
             "files": [file.to_json() for file in self.files],
+            "types": types_to_json(self.files),
             "partitions": [partition_to_json(part, self.files, self.series) for part in self.partitions],
             "numbers": list(self.numbers),
         }
@@ -232,7 +234,10 @@ class Plan:
                 f"The plan in {Location(options.output)} has format version {content['version']}; this program reads "
                 f"{VERSION}. Finish the run with the program that began it, or start anew with --overwrite."
             )
-        files, numbers = input_files(content["files"], options.input), tuple(content.get("numbers", ()))
+        files, numbers = (
+            input_files(content["files"], options.input, content["types"], options.where),
+            tuple(content.get("numbers", ())),
+        )
         series = series_from_json(content["series"], options)
         return cls(
             options=options,
@@ -354,7 +359,9 @@ def make_plan(
     origin = origin_of(readable) if artifacts.takes_engineered else Origin((), sparse_rows)
     id_columns = options.id_columns or origin.ids
     decisions += division.decisions
-    decisions += _not_in_the_input(artifacts, readable)
+    if (table := DeltaAddress.parse(options.input)) is not None:
+        decisions.append(f"the Delta table is read at version {table.version}")
+    decisions += _inferred(readable) + _not_in_the_input(artifacts, readable)
     tables = artifacts.tables(options.outputs)
     levels = artifacts.levels(tables, level_of_reasons(options, artifacts))
     if options.outputs is None:
@@ -374,9 +381,11 @@ def make_plan(
         why = "the rows are wide" if options.memory_limit is None else "memory is limited or the rows are wide"
         decisions.append(f"batches have {of_a_batch} rows instead of {options.batch_rows}, because {why}")
     decisions += [f"{file.path} is left out: it cannot be read ({file.problem})" for file in files if file.problem]
+    decisions += _filtered(options, readable)
     if options.limit is not None:
         whole = "" if division.series is None else " (of whole series, but at least one of these)"
-        decisions.append(f"a trial: only the first {options.limit} rows are explained{whole}")
+        filtered = "" if options.filter is None else ", or left out by the filter"
+        decisions.append(f"a trial: only the first {options.limit} rows are explained{filtered}{whole}")
     cohorts: tuple[Cohort, ...] = ()
     sketches: tuple[Sketch, ...] = ()
     sample_rows = 0
@@ -447,6 +456,27 @@ def artifact_digests(options: RunOptions) -> dict[str, str]:
     if options.background is not None:
         found["background"] = background_digest(options.background)
     return found
+
+
+def _filtered(options: RunOptions, files: Sequence[InputFile]) -> list[str]:
+    """What the filter left out before any row is read."""
+    if options.filter is None:
+        return []
+    groups, of = sum(len(file.skipped) for file in files), sum(len(file.row_groups) for file in files)
+    rows = sum(file.rows_skipped for file in files)
+    return [
+        f"only rows for which {options.filter} are explained: {groups} of {of} row groups, with {rows} rows, are not "
+        "read, because their statistics say that they hold none; folders whose keys say so are not listed"
+    ]
+
+
+def _inferred(files: Sequence[InputFile]) -> list[str]:
+    """That types were inferred, where the files do not tell them."""
+    if not files or not files[0].format.types_are_inferred:
+        return []
+    moments = sorted({found.name for file in files for found in file.schema if pa.types.is_timestamp(found.type)})
+    noted = f"; {some_of(moments)} held dates and times alone, and were read as such" if moments else ""
+    return [f"{files[0].format.name} does not tell types: those that fit all rows of all files were taken{noted}"]
 
 
 def _not_in_the_input(artifacts: Artifacts, files: Sequence[InputFile]) -> list[str]:

@@ -138,12 +138,9 @@ def explain_again(
             partition = context.plan.partition(receipt.index)
             try:
                 lines = receipt.statistics["lines_of_reasons"]
-                if isinstance(partition, FilePartition):
-                    rows = explained_rows(output, partition, receipt)
-                    compared += _compare_partition(output, context, partition, rows, numbers, lines, report)
-                else:
-                    bad = _bad_rows(output, receipt)
-                    compared += _compare_series(output, context, partition, bad, numbers, lines, report)
+                bad = bad_rows(output, receipt)
+                compare = _compare_partition if isinstance(partition, FilePartition) else _compare_series
+                compared += compare(output, context, partition, bad, numbers, lines, report)
             except (BatchExplainError, OSError, MemoryError) as error:
                 wrong = f"could not be explained again ({_sentence(error)})"
                 report(partition.paths[0], wrong, "Restore the input that the run read")
@@ -163,11 +160,12 @@ def _choose(receipts: Sequence[Receipt], share: Share, seed: int) -> list[tuple[
     return chosen
 
 
-def explained_rows(output: Location, partition: FilePartition, receipt: Receipt) -> np.ndarray:
-    """Positions in the file of the rows that a partition's parts hold, in their order: those not in quarantine."""
-    rows = np.arange(partition.start, partition.stop)
-    bad = _bad_rows(output, receipt)
-    return np.setdiff1d(rows, [row for _, row in bad]) if bad else rows
+def explained_rows(rows: Rows, bad: set[tuple[str, int]]) -> np.ndarray:
+    """Positions among rows that were read of those that a partition's parts hold: the ones not in quarantine."""
+    if not bad:
+        return np.arange(len(rows))
+    places = zip(rows.source()[0].to_pylist(), rows.numbers.tolist(), strict=True)
+    return np.array([at for at, place in enumerate(places) if place not in bad], dtype=np.int64)
 
 
 def _context(output: Location, plan_json: dict[str, Any], trust: tuple[str, ...], report: Report) -> Context | None:
@@ -201,8 +199,8 @@ def _context(output: Location, plan_json: dict[str, Any], trust: tuple[str, ...]
 def _compare_partition(
     output: Location,
     context: Context,
-    partition: FilePartition,
-    rows: np.ndarray,
+    partition: Partition,
+    bad: set[tuple[str, int]],
     numbers: np.ndarray,
     lines: Sequence[int],
     report: Report,
@@ -213,32 +211,31 @@ def _compare_partition(
     ----------
     output : Location
     context : Context
-    partition : FilePartition
-    rows : ndarray of int
-        Positions in the file of the rows that its parts hold.
+    partition : Partition
+    bad : set of (str, int)
+        Files and positions of its rows that are in quarantine.
     numbers : ndarray of int
-        Which of them to compare.
+        Which of the others to compare.
     lines : sequence of int
         Reasons of each batch.
     report : Report
     """
-    plan, compared = context.plan, 0
+    plan, compared, before = context.plan, 0, 0
     differ: dict[str, _Difference] = {}
     with _parts(output, plan, partition) as stored:
         stops = np.cumsum(lines)
         for batch, start, stop in zip(batches_of(plan, partition), stops - lines, stops, strict=False):
-            first = int(batch.numbers[0])
-            if first > rows[numbers[-1]]:
+            if before > numbers[-1]:
                 break
-            low, high = np.searchsorted(rows, [first, first + len(batch)])
-            here = numbers[(numbers >= low) & (numbers < high)]
-            if not len(here):
-                continue
-            read = _read_lines(stored, here, np.arange(start, stop))
-            kept = batch if high - low == len(batch) else batch.take(rows[low:high] - first)
-            for folder, found in _compare_batch(context, kept, here - low, read).items():
-                differ[folder] = differ[folder].and_then(found) if folder in differ else found
-            compared += len(here)
+            kept = explained_rows(batch, bad)
+            here = numbers[(numbers >= before) & (numbers < before + len(kept))]
+            if len(here):
+                read = _read_lines(stored, here, np.arange(start, stop))
+                good = batch if len(kept) == len(batch) else batch.take(kept)
+                for folder, found in _compare_batch(context, good, here - before, read).items():
+                    differ[folder] = differ[folder].and_then(found) if folder in differ else found
+                compared += len(here)
+            before += len(kept)
     _report(differ, partition, len(numbers), report)
     return compared
 
@@ -258,8 +255,7 @@ def _compare_series(
     with _parts(output, plan, partition) as stored:
         stops = np.cumsum(lines)
         for batch, start, stop in zip(batches_of(plan, partition), stops - lines, stops, strict=False):
-            places = zip(batch.source()[0].to_pylist(), batch.numbers.tolist(), strict=True)
-            kept = np.array([at for at, place in enumerate(places) if place not in bad], dtype=np.int64)
+            kept = explained_rows(batch, bad)
             if not len(kept):
                 continue
             again = explain_batch(context, batch if len(kept) == len(batch) else batch.take(kept))
@@ -293,7 +289,7 @@ def _read_lines(stored: dict[str, pq.ParquetFile], chosen: np.ndarray, reasons: 
     }
 
 
-def _bad_rows(output: Location, receipt: Receipt) -> set[tuple[str, int]]:
+def bad_rows(output: Location, receipt: Receipt) -> set[tuple[str, int]]:
     """Files and positions of a partition's rows in quarantine."""
     if not receipt.rows_quarantined:
         return set()

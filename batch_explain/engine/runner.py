@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,10 +22,11 @@ from batch_explain.engine.executors import executor_for
 from batch_explain.engine.explaining import Context, batches_of, explain_batch, explain_good
 from batch_explain.engine.finalize import finalize
 from batch_explain.engine.partitions import FilePartition, Partition
-from batch_explain.engine.plan import Plan, division_of, make_plan, write_plan
+from batch_explain.engine.plan import Plan, division_of, make_plan, read_plan_json, write_plan
 from batch_explain.engine.quarantine import Limits
 from batch_explain.engine.resume import finished, resumed
 from batch_explain.engine.rows import Rows
+from batch_explain.engine.schema import as_trained, check_filter
 from batch_explain.engine.series import SeriesPartition, SeriesRows
 from batch_explain.errors import BadDataError, InputError, InterruptedRunError, UnreadableFileError
 from batch_explain.events import (
@@ -40,7 +42,8 @@ from batch_explain.events import (
 from batch_explain.options import SCHEDULERS, RunOptions
 from batch_explain.results import Run, is_finished, open_run
 from batch_explain.storage.attempts import forget_attempts
-from batch_explain.storage.dataset import InputFile, discover
+from batch_explain.storage.dataset import InputFile, discover, read_rows
+from batch_explain.storage.delta import DeltaAddress, pinned
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import Claim, claim_output
 
@@ -115,7 +118,8 @@ class Prepared:
 def prepare(options: RunOptions, emit: Observer) -> Prepared:
     """Plan a run, or one to be resumed, and estimate what it takes."""
     started = time.perf_counter()
-    files = discover(options.input, options.max_bad_files)
+    options = _pinned(options)
+    files = discover(options.input, options.max_bad_files, options.where)
     claim = claim_output(options)
     artifacts = Artifacts.load(options)
     loaded = time.perf_counter()
@@ -130,6 +134,15 @@ def prepare(options: RunOptions, emit: Observer) -> Prepared:
     where = str(Location(options.output))
     emit(RunPlanned(len(files), plan.rows, len(plan.partitions), where, **dataclasses.asdict(expected)))
     return Prepared(claim, plan, artifacts, expected, {"load": loaded - started, "plan": planned - loaded})
+
+
+def _pinned(options: RunOptions) -> RunOptions:
+    """Of a Delta table: with the version that is read, which is the stopped run's where that is resumed."""
+    before, output = None, Location(options.output)
+    if options.resume and DeltaAddress.parse(options.input) is not None:
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # resumed() says what is wrong with it
+            before = str(read_plan_json(output)["options"]["input"])
+    return replace(options, input=pinned(options.input, before))
 
 
 @contextlib.contextmanager
@@ -172,24 +185,30 @@ def plan_run(options: RunOptions, files: Sequence[InputFile], artifacts: Artifac
     InputError, OptionError, ArtifactError, BadDataError
         Whatever can be known before the work.
     """
-    predicted, sparse_rows = None, False
+    batch, predicted, sparse_rows = None, None, False
+    files = as_trained(files, artifacts.columns, options.columns_map)
+    check_filter(options, files)
     division = division_of(options, files, artifacts)
     if any(partition.rows for partition in division.partitions):
         batch = _first_explained(make_plan(options, files, artifacts, division, None), artifacts)
+    if batch is not None:
         artifacts = name_outputs(artifacts)
         predicted = None if batch.predictions is None else batch.predictions.prediction
         sparse_rows = issparse(batch.matrix)
     elif artifacts.explainer.learns_from_rows:
         raise InputError(
-            "The dataset has no rows, and this kind of explainer does not record its features and outputs: they are "
-            "learned from a first row. Pass a dataset with rows."
+            "The dataset has no rows to explain, and this kind of explainer does not record its features and outputs: "
+            "they are learned from a first row. Pass a dataset with rows."
         )
     prediction = _prediction_type(artifacts, predicted)
     return make_plan(options, files, artifacts, division, prediction, sparse_rows=sparse_rows), artifacts
 
 
-def _first_explained(look: Plan, artifacts: Artifacts) -> Batch:
-    """The first row (or series) that can be explained; the first of all, unless bad rows or files are allowed."""
+def _first_explained(look: Plan, artifacts: Artifacts) -> Batch | None:
+    """The first row (or series) that can be explained; the first of all, unless bad rows or files are allowed.
+
+    None where the filter takes no row.
+    """
     context, options = Context(look, artifacts), look.options
     allowed = options.bad_rows_allowed(sum(file.rows for file in look.files))
     refused: BadDataError | None = None
@@ -213,7 +232,8 @@ def _first_explained(look: Plan, artifacts: Artifacts) -> Batch:
             if not allowed:
                 raise
             refused = error
-    assert refused is not None
+    if refused is None:
+        return None
     raise refused
 
 
@@ -226,8 +246,23 @@ def _first_ones(look: Plan, allowed: int) -> Iterator[Partition]:
                 yield partition.only(number)
         return
     for file in look.files:
-        for row in range(min(file.rows, allowed + 1, _LOOKED_AT)):
+        for row in itertools.islice(_wanted_rows(look, file), min(allowed + 1, _LOOKED_AT)):
             yield FilePartition(0, file, row, row + 1)
+
+
+def _wanted_rows(look: Plan, file: InputFile) -> Iterator[int]:
+    """Positions of the rows of a file that the filter takes; only its columns are read."""
+    try:
+        for first, groups in file.stretches:
+            stop = first + sum(groups)
+            if file.where is None:
+                yield from range(first, stop)
+                continue
+            for _, positions in read_rows(file, start=first, stop=stop, columns=[], batch_rows=look.batch_rows):
+                yield from positions.tolist()
+    except UnreadableFileError:
+        if not look.options.max_bad_files:
+            raise
 
 
 def _estimate(plan: Plan, artifacts: Artifacts) -> Estimate:
@@ -248,10 +283,15 @@ def _estimate(plan: Plan, artifacts: Artifacts) -> Estimate:
 
 def _time_of_a_row(plan: Plan, artifacts: Artifacts, part: FilePartition) -> float | None:
     context, most = Context(plan, artifacts), min(part.rows, plan.batch_rows, TIMED_ROWS)
+    found: Rows | None = None
 
     @functools.cache
     def first_rows() -> Rows:
-        return next(batches_of(plan, replace(part, stop=part.start + most)))
+        return next(batches_of(plan, replace(part, stop=part.start + most))) if found is None else found
+
+    if plan.options.filter is not None:
+        found = next(batches_of(plan, part), None)
+        most = 0 if found is None else min(most, len(found))
 
     def explain(rows: int) -> object:  # without the reading: an object store's answers take longer than a few rows
         return explain_batch(context, first_rows().take(np.arange(rows)))

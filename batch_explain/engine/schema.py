@@ -2,13 +2,15 @@
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
 from batch_explain.errors import InputError, OptionError
 from batch_explain.options import RunOptions
-from batch_explain.storage.dataset import InputFile
+from batch_explain.storage.dataset import InputFile, hive_types
+from batch_explain.storage.filtering import check_types
 from batch_explain.storage.tables import SOURCE_IDS
 from batch_explain.teachers.columns import Column, conversion_note, kind_of, type_problem
 
@@ -74,6 +76,8 @@ def check_columns(
         else "Add them to the files, or name the file's own column by --columns-map MODEL=FILE.",
     )
     notes: dict[str, None] = {}
+    # a text among inferred numbers makes a text of its column: let it be named by its row
+    engineered = engineered and not any(file.format.types_are_inferred for file in files)
     schemas: dict[Any, str] = {}
     for file in files:
         schemas.setdefault(file.schema, file.path)
@@ -98,6 +102,38 @@ def check_columns(
             "--columns-map at the right column."
         )
     return list(notes)
+
+
+def as_trained(
+    files: Sequence[InputFile], columns: Sequence[Column], columns_map: Sequence[tuple[str, str]] = ()
+) -> list[InputFile]:
+    """The same files, where a file of text does not tell types: what the model knows as text is read as text.
+
+    A number that looks like another one (``007``, ``1.50``) is then not changed on its way to the model.
+    """
+    in_file = dict(columns_map)
+    texts = {in_file.get(c.name, c.name) for c in columns if c.dtype is not None and c.dtype.kind == "O"}
+
+    def read_as(file: InputFile, found: pa.Field) -> pa.Field:
+        kind = file.format.joined(found.type, pa.string()) if found.name in texts else None
+        return found if kind is None else found.with_type(kind)
+
+    return [
+        replace(file, schema=pa.schema([read_as(file, found) for found in file.schema]))
+        if file.problem is None and file.format.types_are_inferred
+        else file
+        for file in files
+    ]
+
+
+def check_filter(options: RunOptions, files: Sequence[InputFile]) -> None:
+    """Refuse a filter that any file's columns cannot be compared by; OptionError."""
+    if (where := options.where) is None:
+        return
+    readable = [file for file in files if file.problem is None]
+    keys = hive_types(readable)
+    for schema, file in {file.schema: file for file in readable}.items():
+        check_types(where, schema, keys, file.path)
 
 
 def column_problem(column: Column, found: pa.DataType, *, engineered: bool) -> str | None:

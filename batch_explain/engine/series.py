@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from batch_explain.engine.rows import Rows
 from batch_explain.errors import BadDataError, IntegrityError
-from batch_explain.storage.dataset import InputFile, hive_value, read_batches
+from batch_explain.storage.dataset import InputFile, read_batches
 from batch_explain.teachers.columns import BadValueError, Column, to_frame
 
 # Before the columns that say of which series, time and origin a line is: raw features may have the columns' own names.
@@ -381,16 +381,9 @@ def _tables(
     wanted = list(dict.fromkeys([*names, *columns.names]))
     if columns.target is not None and (past or columns.in_input):
         wanted = list(dict.fromkeys([*wanted, columns.target]))
-    of_file = dict(file.hive)
-    for table in read_batches(
-        file, start=start, stop=stop, columns=[name for name in wanted if name not in of_file], batch_rows=_READ_ROWS
-    ):
-        rows = table.num_rows
-        for name in wanted:
-            if name in of_file:
-                table = table.append_column(name, pa.repeat(hive_value(file, name, keys[name]), rows))
+    for table in read_batches(file, start=start, stop=stop, columns=wanted, batch_rows=_READ_ROWS, keys=keys):
         yield table, start
-        start += rows
+        start += table.num_rows
 
 
 def _is_known(table: pa.Table, columns: SeriesColumns) -> np.ndarray:

@@ -8,11 +8,11 @@ import pyarrow as pa
 
 from batch_explain.engine.artifacts import Artifacts
 from batch_explain.engine.partitions import FilePartition, Partition, cut
-from batch_explain.engine.schema import check_columns, id_fields, require
+from batch_explain.engine.schema import as_trained, check_columns, id_fields, require
 from batch_explain.engine.series import KEY, Piece, SeriesColumns, SeriesPartition, cut_series
 from batch_explain.errors import InputError, OptionError
 from batch_explain.options import RunOptions
-from batch_explain.storage.dataset import InputFile, discover, hive_types, input_files
+from batch_explain.storage.dataset import InputFile, discover, hive_types, input_files, types_to_json
 from batch_explain.teachers.base import Series
 
 
@@ -72,6 +72,12 @@ def divide(
                     "one by one. Leave the option out."
                 )
         return Division(tuple(cut(files, options.partition_rows, options.limit)), None, ids, decisions)
+    if options.filter is not None:
+        raise OptionError(
+            "--filter is for rows that are explained one by one, and this model forecasts: a row that is left out "
+            "would be missing from the history of those that follow. Leave it out, or write the series to explain to "
+            "their own files."
+        )
     in_file = dict(options.columns_map)
     kinds = {column.name: column.dtype for column in artifacts.columns}
     history = _history(options, found, artifacts)
@@ -109,7 +115,7 @@ def _history(options: RunOptions, series: Series, artifacts: Artifacts) -> list[
             "--history is given, but the model has no lags and windows of the target: no feature of a row depends on "
             "earlier rows. Leave it out."
         )
-    files = discover(options.history)
+    files = as_trained(discover(options.history), artifacts.columns, options.columns_map)
     keys = hive_types(files)
     check_columns(options, files, artifacts.columns, keys, engineered=False)
     return files
@@ -201,6 +207,7 @@ def series_to_json(series: SeriesColumns) -> dict[str, Any]:
         "target": series.target,
         "in_input": series.in_input,
         "history": [file.to_json() for file in series.history],
+        "history_types": types_to_json(series.history),
         "history_hive": {key: str(kind) for key, kind in series.history_hive.items()},
         "context": series.context,
     }
@@ -210,7 +217,9 @@ def series_from_json(content: dict[str, Any] | None, options: RunOptions) -> Ser
     """Read :func:`series_to_json`'s form back."""
     if content is None:
         return None
-    history = input_files(content["history"], options.history) if options.history is not None else ()
+    history: tuple[InputFile, ...] = ()
+    if options.history is not None:
+        history = input_files(content["history"], options.history, content["history_types"])
     return SeriesColumns(
         time=content["time"],
         names=tuple(content["names"]),
@@ -219,7 +228,7 @@ def series_from_json(content: dict[str, Any] | None, options: RunOptions) -> Ser
         origin=content["origin"],
         target=content["target"],
         in_input=content["in_input"],
-        history=tuple(history),
+        history=history,
         history_hive={key: pa.type_for_alias(kind) for key, kind in content["history_hive"].items()},
         context=content["context"],
     )

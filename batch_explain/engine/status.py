@@ -48,8 +48,9 @@ class Status:
         Partitions that have neither a receipt nor an attempt.
     rows, rows_done : int or None
         Rows planned, and those of the partitions that are done.
-    rows_quarantined : int or None
-        Rows of them that could not be explained; None where there are too many receipts to read.
+    rows_quarantined, rows_left_out : int or None
+        Rows of them that could not be explained, and that ``--filter`` leaves out; None where there are too many
+        receipts to read.
     """
 
     output: str
@@ -65,6 +66,7 @@ class Status:
     rows: int | None
     rows_done: int | None
     rows_quarantined: int | None
+    rows_left_out: int | None
 
     def to_json(self) -> dict[str, Any]:
         """The same as one JSON object."""
@@ -105,7 +107,7 @@ def _status(output: Location) -> Status:
         holder = None
     plan = _plan(output)
     attempts = _attempts(output)
-    done, rows_done, rows_quarantined = _done(output, plan)
+    done, rows_done, rows_quarantined, rows_left_out = _done(output, plan)
     finished = is_finished(output)
     if not finished and holder is None and not output.join(PLAN_FILE).exists():
         raise OptionError(nothing)
@@ -127,6 +129,7 @@ def _status(output: Location) -> Status:
         rows=None if plan is None else sum(plan.partitions.values()),
         rows_done=rows_done,
         rows_quarantined=rows_quarantined,
+        rows_left_out=rows_left_out,
     )
 
 
@@ -155,20 +158,21 @@ def _attempts(output: Location) -> list[Attempt]:
     return []
 
 
-def _done(output: Location, plan: _Plan | None) -> tuple[set[int], int | None, int | None]:
-    """Partitions that are done, the rows in them, and how many of those are in the quarantine."""
+def _done(output: Location, plan: _Plan | None) -> tuple[set[int], int | None, int | None, int | None]:
+    """Partitions that are done, the rows in them, and how many of those are in the quarantine, and left out."""
     found = _receipts(output)
     if plan is None:
-        return set(found), None, None
+        return set(found), None, None, None
     found = [index for index in found if index in plan.partitions]
     if len(found) > _READ_RECEIPTS:
-        return set(found), sum(plan.partitions[index] for index in found), None
+        return set(found), sum(plan.partitions[index] for index in found), None, None
     with ThreadPoolExecutor(_THREADS) as pool:
         receipts = [r for r in pool.map(lambda index: _receipt(output, index), found) if r and r.run_id == plan.run_id]
     return (
         {receipt.index for receipt in receipts},
         sum(receipt.rows_in for receipt in receipts),
         sum(receipt.rows_quarantined for receipt in receipts),
+        sum(receipt.rows_left_out for receipt in receipts),
     )
 
 

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from batch_explain.engine.artifacts import Artifacts
 from batch_explain.engine.baseline import check_baseline, refuse_drift
-from batch_explain.engine.brought import forget_notes, gathered
+from batch_explain.engine.brought import forget_notes, gathered, refuse_filter
 from batch_explain.engine.estimate import Estimate
 from batch_explain.engine.explaining import Context
 from batch_explain.engine.finalize import finalize
@@ -129,6 +129,7 @@ def plan_dataset(
         As ``explain_dataset`` does before its first task.
     """
     asked = RunOptions.create(**options)
+    refuse_filter(asked)
     timeout = None if mini_batch_timeout is None else _positive(mini_batch_timeout)
 
     def emit(event: Event) -> None:

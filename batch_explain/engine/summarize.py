@@ -17,7 +17,7 @@ from batch_explain.engine.environment import cores
 from batch_explain.engine.explaining import batches_of
 from batch_explain.engine.partitions import FilePartition, Partition
 from batch_explain.engine.plan import Plan, read_plan_json
-from batch_explain.engine.recompute import explained_rows, stored_options
+from batch_explain.engine.recompute import bad_rows, explained_rows, stored_options
 from batch_explain.engine.schema import some_of
 from batch_explain.errors import InputError, IntegrityError, InterruptedRunError, OptionError, OutputRefusedError
 from batch_explain.options import as_texts
@@ -173,7 +173,7 @@ def _unchanged(plan: Plan, columns: Sequence[str]) -> list[InputFile]:
     """The run's input as it is now, if it is what the run read."""
     why = f"The column of --cohort {some_of(columns)} is not among the run's ids"
     try:
-        files = discover(plan.options.input, plan.options.max_bad_files)
+        files = discover(plan.options.input, plan.options.max_bad_files, plan.options.where)
     except (InputError, OSError) as error:
         raise InputError(
             f"{why}, so it must be read from the run's input, which is not there: {error} Restore it, or name an id "
@@ -185,8 +185,12 @@ def _unchanged(plan: Plan, columns: Sequence[str]) -> list[InputFile]:
             f"{why}, so it must be read from the run's input, of which {some_of(changed, 5)} "
             f"{'are' if len(changed) > 1 else 'is'} gone or changed since. Restore the input, or name an id column."
         )
-    known = {file.path for file in plan.files}
-    return [file for file in files if file.problem is None and file.path in known]
+    known = {file.path: file for file in plan.files}
+    return [
+        replace(file, schema=known[file.path].schema if known[file.path].format.types_are_inferred else file.schema)
+        for file in files
+        if file.problem is None and file.path in known
+    ]
 
 
 def _by_class(run: Run) -> Cohort:
@@ -266,9 +270,9 @@ def _input_columns(work: _Work, partition: Partition, receipt: Receipt) -> pa.Ta
         return None
     only = replace(work.plan, model_columns=(), ids=(), cohorts=cohorts)
     assert isinstance(partition, FilePartition)  # of series, cohorts are in the tables
-    table = pa.concat_tables([rows.table for rows in batches_of(only, partition)])
-    rows = explained_rows(work.run.location, partition, receipt)
-    return table if len(rows) == table.num_rows else table.take(pa.array(rows - partition.start))
+    bad = bad_rows(work.run.location, receipt)
+    read = ((rows.table, explained_rows(rows, bad)) for rows in batches_of(only, partition))
+    return pa.concat_tables([table.take(pa.array(kept)) if bad else table for table, kept in read])
 
 
 def _table(work: _Work, statistics: Statistics) -> pa.Table:

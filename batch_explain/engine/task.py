@@ -62,6 +62,7 @@ class _Tally:
     imputed: dict[str, int] = field(default_factory=dict)
     padded: dict[str, int] = field(default_factory=dict)
     bad: list[BadRow] = field(default_factory=list)
+    left_out: int = 0
     reasons: list[int] = field(default_factory=list)
     unreadable: str | None = None
 
@@ -109,9 +110,10 @@ def _work(context: Context, partition: Partition, output: Location) -> Receipt:
     receipt = Receipt(
         index=partition.index,
         run_id=plan.run_id,
-        rows_in=tally.read,
+        rows_in=tally.read + tally.left_out,
         rows_explained=tally.rows,
         rows_quarantined=len(tally.bad),
+        rows_left_out=tally.left_out,
         lines=tally.lines,
         files=tuple(files),
         partial=partial,
@@ -180,7 +182,9 @@ def _write_parts(context: Context, partition: Partition, output: Location) -> tu
                 tally.reasons.append(write_batch(writer, context, found.lines, found.batch))
             else:
                 tally.reasons.append(0)
-        if tally.rows + len(tally.bad) != partition.rows:
+        if plan.options.filter is not None:  # the reader came by all rows, or raised
+            tally.left_out = partition.rows - tally.read
+        if tally.rows + len(tally.bad) + tally.left_out != partition.rows:
             raise IntegrityError(
                 f"{partition.name} gave {tally.rows} rows instead of {partition.rows}. The file was changed "
                 "during the run: start the run again with --overwrite."

@@ -421,6 +421,10 @@ class _Checker:
             "explained": sum(receipt.rows_explained for receipt in self.receipts.values()),
             "quarantined": sum(receipt.rows_quarantined for receipt in self.receipts.values()),
         }
+        if plan.options.filter is not None:
+            expected["left_out"] = sum(file.rows_skipped for file in plan.files) + sum(
+                receipt.rows_left_out for receipt in self.receipts.values()
+            )
         if plan.series is not None:
             expected["lines"] = sum(receipt.lines for receipt in self.receipts.values())
             expected["context"] = sum(plan.series.context.values())
@@ -435,17 +439,21 @@ class _Checker:
             self.report(RUN_FILE, "names other tables than the plan")
 
     def _check_cuts(self, plan: Plan) -> None:
-        """Each file is cut into partitions without gaps."""
+        """Each file is cut into partitions without gaps, but for the row groups that a filter skips."""
         cuts = [partition for partition in plan.partitions if isinstance(partition, FilePartition)]
         parts = {path: list(cut) for path, cut in groupby(cuts, key=lambda partition: partition.file.path)}
         for file in plan.files:
+            stop, cut, begins = 0, 0, dict[int, int]()
+            for first, groups in file.stretches:
+                begins[first], stop = stop, first + sum(groups)
             stop = 0
             for partition in parts.get(file.path, []):
-                if partition.start != stop:
+                if stop not in (partition.start, begins.get(partition.start)):
                     self.report(PLAN_FILE, f"leaves out or repeats rows of {file.path} before row {partition.start}")
                 stop = partition.stop
-            if plan.options.limit is None and stop != file.rows:
-                self.report(PLAN_FILE, f"cuts {stop} of the {file.rows} rows of {file.path} into partitions")
+                cut += partition.rows
+            if plan.options.limit is None and cut != file.rows - file.rows_skipped:
+                self.report(PLAN_FILE, f"cuts {cut} of the {file.rows} rows of {file.path} into partitions")
 
     def _check_series(self, plan: Plan, columns: SeriesColumns) -> None:
         """Each series is in one partition, and these have all rows of each file but those with a known target."""
@@ -571,12 +579,16 @@ def _contradiction(receipt: Receipt, plan: Plan, partition: Partition, tables: S
         return "belongs to another run"
     if receipt.rows_in != partition.rows:
         return f"says that {receipt.rows_in} rows were read of the partition's {partition.rows}"
-    if receipt.rows_in != receipt.rows_explained + receipt.rows_quarantined:
+    if receipt.rows_in != receipt.rows_explained + receipt.rows_quarantined + receipt.rows_left_out:
         return (
             f"does not add up: {receipt.rows_in} rows were read, {receipt.rows_explained} explained, "
-            f"{receipt.rows_quarantined} quarantined"
+            f"{receipt.rows_quarantined} quarantined, {receipt.rows_left_out} left out"
         )
+    if receipt.rows_left_out and plan.options.filter is None:
+        return f"says that {receipt.rows_left_out} rows were left out, and there is no filter"
     lines, batches = receipt.statistics.get("lines_of_reasons"), partition.batches(plan.batch_rows)
+    if receipt.rows_left_out:
+        batches = -(-(receipt.rows_in - receipt.rows_left_out) // plan.batch_rows)
     if receipt.rows_explained and not (isinstance(lines, list) and [type(each) for each in lines] == [int] * batches):
         return "does not say how many reasons each batch has"
     if plan.series is None and receipt.lines != receipt.rows_explained:

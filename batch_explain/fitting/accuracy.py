@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from batch_explain.fitting.rows import Dataset
 from batch_explain.results import Run
-from batch_explain.storage.dataset import hive_value, read_batches
+from batch_explain.storage.dataset import read_batches
 
 _BATCH_ROWS = 65_536
 
@@ -56,12 +55,10 @@ def labels_of(dataset: Dataset) -> Iterator[pd.Series]:
     label = dataset.label
     assert label is not None
     for file in dataset.files:
-        columns = [] if label in dataset.keys else [label]
-        for table in read_batches(file, start=0, stop=file.rows, columns=columns, batch_rows=_BATCH_ROWS):
-            if columns:
-                yield table[label].to_pandas()
-            else:
-                yield pa.repeat(hive_value(file, label, dataset.keys[label]), table.num_rows).to_pandas()
+        for table in read_batches(
+            file, start=0, stop=file.rows, columns=[label], batch_rows=_BATCH_ROWS, keys=dataset.keys
+        ):
+            yield table[label].to_pandas()
 
 
 class _Cursor:

@@ -1,4 +1,4 @@
-"""Rows for a fit: a bounded sample of a parquet dataset of any size, and rows that are held out."""
+"""Rows for a fit: a bounded sample of a dataset of any size, and rows that are held out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from batch_explain.engine.schema import check_columns, require
+from batch_explain.engine.schema import as_trained, check_columns, require
 from batch_explain.errors import InputError
 from batch_explain.options import RunOptions
-from batch_explain.storage.dataset import InputFile, discover, hive_types, hive_value, read_batches
+from batch_explain.storage.dataset import InputFile, discover, hive_types, read_batches
 from batch_explain.storage.tables import SOURCE_IDS
 from batch_explain.summary.sample import Sampling
 from batch_explain.teachers.base import Teacher
@@ -91,7 +91,7 @@ def find(url: str, teacher: Teacher, label: str, *, option: str, needs_label: bo
     InputError
         If nothing is there, or columns are missing or of a type that cannot become the trained one.
     """
-    files = discover(url)
+    files = as_trained(discover(url), teacher.columns)
     keys = hive_types(files)
     if not sum(file.rows for file in files):
         raise InputError(f"The dataset {url} that {option} names has no rows. Pass one with rows.")
@@ -174,22 +174,20 @@ def read(dataset: Dataset, chosen: Sequence[np.ndarray], teacher: Teacher) -> Ro
     """
     assert dataset.label is not None
     wanted = tuple(dict.fromkeys((*dataset.columns, dataset.label)))
-    in_file = [name for name in wanted if name not in dataset.keys]
     parts = []
     for file, rows in zip(dataset.files, chosen, strict=True):
         first = 0
         if not len(rows):
             continue
-        for table in read_batches(file, start=0, stop=int(rows[-1]) + 1, columns=in_file, batch_rows=_BATCH_ROWS):
+        stop = int(rows[-1]) + 1
+        for table in read_batches(
+            file, start=0, stop=stop, columns=list(wanted), batch_rows=_BATCH_ROWS, keys=dataset.keys
+        ):
             here = rows[(rows >= first) & (rows < first + table.num_rows)]
             if len(here):
-                part = table.take(pa.array(here - first)) if in_file else pa.table({"_": pa.nulls(len(here))})
-                for name in wanted:
-                    if name in dataset.keys:
-                        scalar = hive_value(file, name, dataset.keys[name])
-                        part = part.append_column(name, pa.repeat(scalar, len(here)))
+                part = table.take(pa.array(here - first))
                 ids = [pa.array([file.path] * len(here), pa.string()), pa.array(here, pa.int64())]
-                parts.append(pa.table([*ids, *part.select(wanted).columns], [FILE, ROW, *wanted]))
+                parts.append(pa.table([*ids, *part.columns], [FILE, ROW, *wanted]))
             first += table.num_rows
     try:
         table = pa.concat_tables(parts, promote_options="permissive")

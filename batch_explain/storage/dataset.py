@@ -1,29 +1,36 @@
-"""The input dataset: which parquet files, what is in their footers, and reading ranges of their rows."""
+"""The input dataset: which files, what is in them, and reading ranges of their rows."""
 
-import hashlib
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, BinaryIO
-from urllib.parse import unquote
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from batch_explain.errors import BadDataError, InputError, UnreadableFileError, first_line
+from batch_explain.filters import Filter
+from batch_explain.storage.delta import DeltaAddress, snapshot
 from batch_explain.storage.filesystems import Location
-from batch_explain.storage.tables import METADATA_KEY
+from batch_explain.storage.filtering import check_types, groups_without, key_may_hold, rows_that_hold
+from batch_explain.storage.formats import Block, ChangedError, Content, Format, format_of
+from batch_explain.storage.hive import Keys, hive_keys, scalar_of, types_of_keys, with_keys
+
+__all__ = [
+    "InputFile", "dataset_root", "discover", "hive_keys", "hive_types", "hive_value", "input_files", "location_of",
+    "read_batches", "read_rows", "types_from_json", "types_to_json",
+]  # fmt: skip
 
 _GLOB_CHARACTERS = frozenset("*?[")
-_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
-_FOOTER_THREADS = 8
-READ_BYTES = 64 << 20  # of all columns together, while a file is read
-_BUFFER_BYTES, _SMALLEST_BUFFER = 1 << 20, 16 << 10  # of one column
+_THREADS = 8
+# what a damaged file makes its readers raise; Arrow's exceptions are among them
+_DAMAGE = (OSError, EOFError, ValueError, zlib.error, pa.ArrowException)
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """One parquet file, as its footer describes it.
+    """One file, and what it holds.
 
     Parameters
     ----------
@@ -34,17 +41,25 @@ class InputFile:
     bytes, rows : int
         Size and number of rows.
     row_groups : tuple of int
-        Rows of each row group.
+        Rows of each row group: what can be read without what stands before it.
     fingerprint : str
-        SHA-256 over size and footer: another content has another one.
+        SHA-256 over size and footer, or over all bytes where there is none: another content has another one.
     schema : pyarrow.Schema
-        The file's own columns; empty in a plan that was read back.
+        The file's own columns; in a plan that was read back, of files of text alone.
     hive : tuple of (str, str or None)
-        Keys and values of its ``key=value`` folders.
+        Keys and values of its ``key=value`` folders; of a Delta table, as its log has them.
     problem : str or None
         Why it cannot be read; it has no rows then.
     description : str or None
         What a run that wrote the file says of it, as JSON; not kept in a plan.
+    blocks : tuple of Block
+        Where its row groups stand; none where there is a footer.
+    where : Filter or None
+        Conditions on its own columns, that rows must fulfil to be read.
+    skipped : tuple of int
+        Row groups that hold no such row.
+    key_types : tuple of (str, pyarrow.DataType)
+        Types of the keys, where a Delta table tells them.
     """
 
     path: str
@@ -54,9 +69,42 @@ class InputFile:
     row_groups: tuple[int, ...]
     fingerprint: str
     schema: pa.Schema = field(repr=False, default_factory=lambda: pa.schema([]))
-    hive: tuple[tuple[str, str | None], ...] = ()
+    hive: Keys = ()
     problem: str | None = None
     description: str | None = field(repr=False, default=None)
+    blocks: tuple[Block, ...] = field(repr=False, default=())
+    where: Filter | None = None
+    skipped: tuple[int, ...] = ()
+    key_types: tuple[tuple[str, pa.DataType], ...] = field(repr=False, default=())
+
+    @property
+    def stretches(self) -> list[tuple[int, tuple[int, ...]]]:
+        """The first row and the row groups of each stretch of the file in which no row group is skipped."""
+        found: list[tuple[int, list[int]]] = []
+        row, follows = 0, False
+        for group, rows in enumerate(self.row_groups):
+            if group not in self.skipped:
+                if not follows:
+                    found.append((row, []))
+                found[-1][1].append(rows)
+            follows = group not in self.skipped
+            row += rows
+        return [(first, tuple(groups)) for first, groups in found]
+
+    @property
+    def rows_skipped(self) -> int:
+        """Rows of the row groups that hold no wanted row."""
+        return sum(self.row_groups[group] for group in self.skipped)
+
+    @property
+    def format(self) -> Format:
+        """How it is read."""
+        return format_of(self.path)
+
+    @property
+    def content(self) -> Content:
+        """What its format knows of it."""
+        return Content(self.row_groups, self.fingerprint, self.schema, self.blocks)
 
     def to_json(self) -> dict[str, Any]:
         """The form in a stored plan: without its place, which may hold credentials, and its schema."""
@@ -67,73 +115,232 @@ class InputFile:
             "row_groups": list(self.row_groups),
             "fingerprint": self.fingerprint,
             "problem": self.problem,
+            **({"blocks": [[block.offset, block.bytes, block.digest] for block in self.blocks]} if self.blocks else {}),
+            **({"skipped": list(self.skipped)} if self.skipped else {}),
+            **({"keys": [list(key) for key in self.hive]} if self.hive != hive_keys(self.path) else {}),
         }
 
+    @classmethod
+    def from_json(
+        cls, content: Mapping[str, Any], url: str, schema: pa.Schema | None = None, where: Filter | None = None
+    ) -> "InputFile":
+        """Read :meth:`to_json`'s form back.
 
-def discover(url: str, max_bad_files: int = 0) -> list[InputFile]:
-    """List the parquet files of a dataset, sorted by path, with their footers read.
+        Parameters
+        ----------
+        content : mapping
+        url : str
+            Where the file is now.
+        schema : pyarrow.Schema, optional
+            The columns of a file of text.
+        where : Filter, optional
+            The run's.
+        """
+        stored = dict(content)
+        keys = stored.pop("keys", None)
+        hive = hive_keys(content["path"]) if keys is None else tuple((key, value) for key, value in keys)
+        return cls(
+            **{
+                **stored,
+                "row_groups": tuple(content["row_groups"]),
+                "blocks": tuple(Block(*block) for block in content.get("blocks", ())),
+                "skipped": tuple(content.get("skipped", ())),
+            },
+            url=url,
+            schema=schema or pa.schema([]),
+            hive=hive,
+            where=_on_columns(where, hive),
+        )
+
+
+def discover(url: str, max_bad_files: int = 0, where: Filter | None = None) -> list[InputFile]:
+    """List the files of a dataset, sorted by path, and look into them: footers are read, and all of any text.
 
     Parameters
     ----------
     url : str
         A file, a folder (searched to any depth; names that begin with ``_`` or ``.`` are not data), or a glob.
     max_bad_files : int
-        So many files that are not readable parquet are listed with their ``problem`` and without rows.
+        So many files that cannot be read are listed with their ``problem`` and without rows.
+    where : Filter, optional
+        Files whose folders' keys it leaves out are not listed, nor looked into.
 
     Raises
     ------
     InputError
-        If nothing is there, or more files than allowed are not readable parquet.
+        If nothing is there, more files than allowed cannot be read, or they have several formats.
+    OptionError
+        If a key of the folders is of another type than what the filter compares it with.
     """
-    place = Location(url)
+    place = location_of(url)
     try:
-        paths, root = _list(place), dataset_root(url)
+        root = dataset_root(url)
+        listed, types = _listed(url, place)
     except OSError as error:
         raise InputError(
             f"The input {place} cannot be listed: {error}. Check the address and its permissions."
         ) from error
-    if not paths:
+    if not listed:
         raise InputError(
-            f"There is no parquet file in {place}. Name a parquet file, a folder that holds some (names that begin "
-            "with '_' or '.' are not data), or a glob such as 'folder/*.parquet'."
+            f"There is no parquet file in {place}, nor one of another format. Name a parquet file, a folder that holds "
+            "some (names that begin with '_' or '.' are not data), or a glob such as 'folder/*.csv'."
         )
-    if unnamed := [path for path in paths if not path.isascii() and path != path.encode("utf-8", "replace").decode()]:
+    if unnamed := [path for path in listed if not path.isascii() and path != path.encode("utf-8", "replace").decode()]:
         raise InputError(f"The name of the file {unnamed[0]!r} is not UTF-8. Rename it.")
-    prefix = root.path.rstrip("/") + "/"
-    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        files = list(pool.map(lambda path: _read_footer(root.at(path), path.removeprefix(prefix)), paths))
+    _refuse_several_formats(place, list(listed))
+    if where is not None:
+        listed = _not_left_out(where, listed, types or types_of_keys(listed.values()), place)
+
+    def look(path: str) -> InputFile:
+        return replace(_look(root.join(path), path, listed[path], where), key_types=tuple(types.items()))
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        files = list(pool.map(look, listed))
     bad = [file for file in files if file.problem is not None]
     if len(bad) > max_bad_files or len(bad) == len(files):
         others = f" ({len(bad)} of {len(files)} files are not)" if len(bad) > 1 else ""
         raise InputError(
-            f"The file {root.join(bad[0].path)} is not a readable parquet file{others}: {bad[0].problem}. Write it "
-            "again, move it out of the dataset, name the files to read by a glob such as 'folder/*.parquet', or pass "
-            "--max-bad-files to go on without."
+            f"The file {root.join(bad[0].path)} is not a readable {bad[0].format.name} file{others}: {bad[0].problem}. "
+            "Write it again, move it out of the dataset, name the files to read by a glob such as 'folder/*.parquet', "
+            "or pass --max-bad-files to go on without."
         )
-    return sorted(files, key=lambda file: file.path)
+    return _of_one_type(sorted(files, key=lambda file: file.path))
 
 
-def input_files(content: Iterable[dict[str, Any]], url: str) -> tuple[InputFile, ...]:
-    """Files of a stored plan, whose dataset is at ``url`` now."""
-    root = dataset_root(url)
-    return tuple(
-        InputFile(
-            **{**file, "row_groups": tuple(file["row_groups"])},
-            url=root.join(file["path"]).url,
-            hive=hive_keys(file["path"]),
+def _refuse_several_formats(place: Location, names: Sequence[str]) -> None:
+    examples: dict[str, str] = {}
+    for name in names:
+        examples.setdefault(format_of(name).name, name)
+    if len(examples) > 1:
+        found = ", ".join(f"{kind} ({name})" for kind, name in examples.items())
+        raise InputError(
+            f"{place} holds files of several formats, by their names: {found}. Name those to read by a glob such as "
+            "'folder/*.csv'."
         )
-        for file in content
+
+
+def _not_left_out(
+    where: Filter, listed: Mapping[str, Keys], types: Mapping[str, pa.DataType], place: Location
+) -> dict[str, Keys]:
+    """The files whose folders' keys leave them any row."""
+    if (on_keys := where.without([name for name in where.columns if name not in types])) is None:
+        return dict(listed)
+    check_types(on_keys, pa.schema([]), types, str(place))
+    found = {path: keys for path, keys in listed.items() if key_may_hold(on_keys, keys, types)}
+    if not found:
+        raise InputError(
+            f"--filter leaves none of the {len(listed):,} files in {place}: no folder's key fulfils {on_keys}. Mend "
+            "the filter, or the input's address."
+        )
+    return found
+
+
+def _on_columns(where: Filter | None, hive: Keys) -> Filter | None:
+    return None if where is None else where.without([key for key, _ in hive])
+
+
+def _look(place: Location, path: str, hive: Keys, where: Filter | None) -> InputFile:
+    form, skipped = format_of(path), tuple[int, ...]()
+    where = _on_columns(where, hive)
+    try:
+        with place.open() as stream:
+            size = stream.seek(0, 2)
+            stream.seek(0)
+            content = form.look(stream)
+            if where is not None and form.has_statistics and set(where.columns) <= set(content.schema.names):
+                skipped = groups_without(where, stream, content.schema)
+    except MemoryError:  # Arrow's is an ArrowException as well
+        raise
+    except _DAMAGE as error:
+        if not place.is_local and getattr(error, "errno", None) is not None:  # the storage's, not the file's
+            raise
+        return InputFile(path, place.url, 0, 0, (), "unreadable", hive=hive, problem=first_line(error))
+    return InputFile(
+        path=path,
+        url=place.url,
+        bytes=size,
+        rows=sum(content.row_groups),
+        row_groups=content.row_groups,
+        fingerprint=content.fingerprint,
+        schema=content.schema,
+        hive=hive,
+        description=content.description,
+        blocks=content.blocks,
+        where=where,
+        skipped=skipped,
     )
+
+
+def _of_one_type(files: list[InputFile]) -> list[InputFile]:
+    """Files of text, whose columns have the type that fits the values in all of them."""
+    readable = [file for file in files if file.problem is None]
+    if not readable or not readable[0].format.types_are_inferred:
+        return files
+    kinds: dict[str, tuple[pa.DataType, str]] = {}
+    for file in readable:
+        for found in file.schema:
+            before, path = kinds.setdefault(found.name, (found.type, file.path))
+            kind = file.format.joined(before, found.type)
+            if kind is None:
+                raise InputError(
+                    f"The column '{found.name}' is {before} in {path} and {found.type} in {file.path}. Write the files "
+                    "with one type."
+                )
+            kinds[found.name] = (kind, path)
+    return [
+        replace(file, schema=pa.schema([found.with_type(kinds[found.name][0]) for found in file.schema]))
+        for file in files
+    ]
+
+
+def input_files(
+    content: Iterable[dict[str, Any]], url: str, types: Mapping[str, str], where: Filter | None = None
+) -> tuple[InputFile, ...]:
+    """Files of a stored plan, whose dataset is at ``url`` now; ``types``: :func:`types_to_json`'s."""
+    root, schema = dataset_root(url), types_from_json(types)
+    return tuple(InputFile.from_json(file, root.join(file["path"]).url, schema, where) for file in content)
+
+
+def types_to_json(files: Iterable[InputFile]) -> dict[str, str]:
+    """Column -> type in files of text, which do not tell it themselves; nested ones are never read."""
+    return {
+        found.name: str(found.type)
+        for file in files
+        if file.problem is None and file.format.types_are_inferred
+        for found in file.schema
+        if not pa.types.is_nested(found.type)
+    }
+
+
+def types_from_json(content: Mapping[str, str]) -> pa.Schema:
+    """Read :func:`types_to_json`'s form back."""
+    return pa.schema([(name, pa.type_for_alias(kind)) for name, kind in content.items()])
+
+
+def location_of(url: str) -> Location:
+    """Where a dataset is; of a Delta table, its folder."""
+    address = DeltaAddress.parse(url)
+    return Location(url if address is None else address.table)
 
 
 def dataset_root(url: str) -> Location:
     """The folder that the paths of a dataset's files are relative to."""
-    place = Location(url)
+    place = location_of(url)
     if place.fs.isdir(place.path):
         return place
     if _GLOB_CHARACTERS & set(place.path) and not place.fs.isfile(place.path):
         return place.at(_before_glob(place.path))
     return place.parent
+
+
+def _listed(url: str, place: Location) -> tuple[dict[str, Keys], dict[str, pa.DataType]]:
+    """Files by their paths below the root, with their keys; and the keys' types, where the dataset tells them."""
+    if (address := DeltaAddress.parse(url)) is not None:
+        found = snapshot(address)
+        return found.files, found.types
+    prefix = dataset_root(url).path.rstrip("/") + "/"
+    names = [path.removeprefix(prefix) for path in _list(place)]
+    return {name: hive_keys(name) for name in names}, {}
 
 
 def _list(place: Location) -> list[str]:
@@ -163,141 +370,132 @@ def _is_hidden(path: str) -> bool:
     return any(part.startswith(("_", ".")) for part in path.split("/"))
 
 
-def _read_footer(place: Location, path: str) -> InputFile:
-    try:
-        with place.open() as stream:
-            parquet = pq.ParquetFile(stream)
-            metadata, schema = parquet.metadata, parquet.schema_arrow
-            size, fingerprint = _fingerprint(stream)
-    except (OSError, pa.ArrowException) as error:
-        if not place.is_local and getattr(error, "errno", None) is not None:  # the storage's, not the file's
-            raise
-        return InputFile(path, place.url, 0, 0, (), "unreadable", hive=hive_keys(path), problem=first_line(error))
-    return InputFile(
-        path=path,
-        url=place.url,
-        bytes=size,
-        rows=metadata.num_rows,
-        row_groups=tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)),
-        fingerprint=fingerprint,
-        schema=schema.remove_metadata(),
-        hive=hive_keys(path),
-        description=(schema.metadata or {}).get(METADATA_KEY, b"").decode(errors="replace") or None,
-    )
-
-
-def _fingerprint(stream: BinaryIO) -> tuple[int, str]:
-    """Size, and SHA-256 over size and footer."""
-    size = stream.seek(0, 2)
-    stream.seek(max(0, size - 8))
-    footer_bytes = int.from_bytes(stream.read(8)[:4], "little") + 8
-    stream.seek(max(0, size - footer_bytes))
-    return size, hashlib.sha256(f"{size}:".encode() + stream.read()).hexdigest()
-
-
-def hive_keys(path: str) -> tuple[tuple[str, str | None], ...]:
-    """Keys and values of the ``key=value`` folders in a file's path; None is hive's null."""
-    keys = []
-    for part in path.split("/")[:-1]:
-        key, equals, value = part.partition("=")
-        if equals and key:
-            keys.append((unquote(key), None if value == _HIVE_NULL else unquote(value)))
-    return tuple(keys)
-
-
-def hive_types(files: list[InputFile]) -> dict[str, pa.DataType]:
-    """Type of each hive key over all files: int64 where every value is a whole number, else string."""
-    values: dict[str, list[str]] = {}
-    for file in files:
-        for key, value in file.hive:
-            known = values.setdefault(key, [])
-            if value is not None:
-                known.append(value)
-    return {
-        key: pa.int64() if known and all(_is_int64(value) for value in known) else pa.string()
-        for key, known in values.items()
-    }
+def hive_types(files: Iterable[InputFile]) -> dict[str, pa.DataType]:
+    """Type of each hive key over all files: int64 where every value is a whole number, else string; or as they tell."""
+    files = list(files)
+    return {**types_of_keys(file.hive for file in files), **(dict(files[0].key_types) if files else {})}
 
 
 def hive_value(file: InputFile, key: str, kind: pa.DataType) -> pa.Scalar:
     """A hive key's value in a file's path."""
-    value = dict(file.hive)[key]
-    return pa.scalar(int(value) if value is not None and pa.types.is_integer(kind) else value, kind)
+    return scalar_of(dict(file.hive)[key], kind)
 
 
-def _is_int64(text: str) -> bool:
-    # '007' stays text: as a number it could not be told from '7'
-    digits = text.removeprefix("-")
-    return (
-        digits.isascii() and digits.isdecimal() and str(int(digits)) == digits and text != "-0"
-        and -(2**63) <= int(text) < 2**63
-    )  # fmt: skip
+def read_batches(
+    file: InputFile,
+    *,
+    start: int,
+    stop: int,
+    columns: list[str],
+    batch_rows: int,
+    keys: Mapping[str, pa.DataType] | None = None,
+) -> Iterator[pa.Table]:
+    """The tables of :func:`read_rows`."""
+    for table, _ in read_rows(file, start=start, stop=stop, columns=columns, batch_rows=batch_rows, keys=keys):
+        yield table
 
 
-def read_batches(file: InputFile, *, start: int, stop: int, columns: list[str], batch_rows: int) -> Iterator[pa.Table]:
+def read_rows(
+    file: InputFile,
+    *,
+    start: int,
+    stop: int,
+    columns: list[str],
+    batch_rows: int,
+    keys: Mapping[str, pa.DataType] | None = None,
+) -> Iterator[tuple[pa.Table, np.ndarray]]:
     """Read rows ``start`` to ``stop`` of a file in order, in tables of ``batch_rows`` rows (the last one fewer).
 
-    Column chunks are streamed, so memory depends on ``batch_rows`` and the width, not on the row group's size.
-    A range inside a row group decodes and drops the rows before it: parquet pages cannot be sought by row here.
+    Parameters
+    ----------
+    file : InputFile
+        Rows that its filter leaves out are not given.
+    start, stop : int
+        A range inside a row group decodes and drops the rows before it.
+    columns : list of str
+        Those that are keys of the file's folder are added to it. None at all: a table of a column that means nothing.
+    batch_rows : int
+    keys : mapping, optional
+        Hive key -> type.
+
+    Yields
+    ------
+    table : pyarrow.Table
+    positions : ndarray of int64
+        Of its rows in the file.
 
     Raises
     ------
     UnreadableFileError
-        If the file cannot be read, or has fewer rows than its footer says.
+        If the file cannot be read, or has fewer rows than it had.
     BadDataError
         If it is another file than the one that was planned with.
     """
-    groups, before = _overlapping(file.row_groups, start, stop)
-    skip, wanted = start - before, stop - start
-    pending: list[pa.RecordBatch] = []
-    held = 0
+    keys = keys or {}
+    in_file = [name for name in columns if name not in keys]
+    read = list(dict.fromkeys([*in_file, *(file.where.columns if file.where is not None else ())]))
+    held: list[pa.Table] = []
+    places: list[np.ndarray] = []
+    rows = 0
+
+    def taken() -> Iterator[tuple[pa.Table, np.ndarray]]:
+        nonlocal rows
+        table, positions = pa.concat_tables(held), np.concatenate(places)
+        # a column named twice or nested must not slip in: select by exact name
+        here = with_keys(table.slice(0, batch_rows), file.hive, keys, columns)
+        yield here.select(columns) if columns else here, positions[:batch_rows]
+        held[:], places[:] = [table.slice(batch_rows)], [positions[batch_rows:]]
+        rows -= here.num_rows
+
+    for batch, first in _read(file, start=start, stop=stop, columns=read, batch_rows=batch_rows):
+        table, positions = pa.Table.from_batches([batch]), np.arange(first, first + batch.num_rows)
+        if file.where is not None:
+            chosen = rows_that_hold(file.where, table)
+            table, positions = table.take(pa.array(chosen)), positions[chosen]
+        held.append(table)
+        places.append(positions)
+        rows += table.num_rows
+        while rows >= batch_rows:
+            yield from taken()
+    if rows:
+        yield from taken()
+
+
+def _read(
+    file: InputFile, *, start: int, stop: int, columns: list[str], batch_rows: int
+) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """All rows of a range, and the position of each piece's first."""
+    groups, position = _overlapping(file.row_groups, start, stop)
     try:
-        with Location(file.url).open_arrow() as stream:
-            if _fingerprint(stream)[1] != file.fingerprint:
-                raise BadDataError(
-                    f"{file.path} was changed after the run was planned: rows of two versions would be mixed. Start "
-                    "the run again."
-                )
-            buffer = min(_BUFFER_BYTES, max(_SMALLEST_BUFFER, READ_BYTES // max(1, len(columns))))
-            parquet = pq.ParquetFile(stream, pre_buffer=False, buffer_size=buffer)
-            # a column named twice or nested must not slip in: select by exact name afterwards
-            for batch in parquet.iter_batches(batch_rows, row_groups=groups, columns=columns, use_threads=False):
-                if not columns:
-                    batch = pa.RecordBatch.from_arrays([pa.nulls(batch.num_rows)], ["_"])
-                if skip >= batch.num_rows:
-                    skip -= batch.num_rows
-                    continue
-                batch = batch.slice(skip, wanted)
-                skip = 0
-                wanted -= batch.num_rows
-                pending.append(batch)
-                held += batch.num_rows
-                while held >= batch_rows:
-                    table = pa.Table.from_batches(pending)
-                    yield _select(table.slice(0, batch_rows), columns)
-                    rest = table.slice(batch_rows)
-                    pending, held = rest.to_batches(), rest.num_rows
-                if not wanted:
-                    break
+        # a column named twice or nested may bring others
+        for batch in file.format.read(Location(file.url), file.content, groups, columns, batch_rows):
+            if not columns:
+                batch = pa.RecordBatch.from_arrays([pa.nulls(batch.num_rows)], ["_"])
+            first, position = position, position + batch.num_rows
+            if position > start:
+                skip = max(0, start - first)
+                yield batch.slice(skip, stop - first - skip), first + skip
+            if position >= stop:
+                return
+    except ChangedError:
+        raise BadDataError(
+            f"{file.path} was changed after the run was planned: rows of two versions would be mixed. Start the run "
+            "again."
+        ) from None
     except MemoryError:  # Arrow's is an ArrowException as well
         raise
-    except (OSError, pa.ArrowException) as error:
+    except _DAMAGE as error:
         if getattr(error, "errno", None) is not None:  # the storage's, not the file's
             raise
         raise UnreadableFileError(
             f"Rows {start} to {stop} of {file.path} cannot be read: {first_line(error)}. The file is damaged or was "
             "changed during the run: write it again and start the run again."
         ) from error
-    if wanted:
+    if position < stop:
         raise UnreadableFileError(
-            f"{file.path} ended {wanted} rows before row {stop}, which its footer promises. Write the file again."
+            f"{file.path} ended {stop - max(start, position)} rows before row {stop}, which it had. Write the file "
+            "again."
         )
-    if held:
-        yield _select(pa.Table.from_batches(pending), columns)
-
-
-def _select(table: pa.Table, columns: list[str]) -> pa.Table:
-    return table.select(columns) if columns else table
 
 
 def _overlapping(row_groups: tuple[int, ...], start: int, stop: int) -> tuple[list[int], int]:

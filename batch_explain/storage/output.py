@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from batch_explain.errors import OutputRefusedError
 from batch_explain.options import ALL_TABLES, RunOptions
 from batch_explain.storage.atomic import sha256_of
-from batch_explain.storage.dataset import dataset_root
+from batch_explain.storage.dataset import dataset_root, location_of
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.lock import LOCK_FILE, Lock, refuse_if_held, take_lock
 
@@ -138,7 +138,7 @@ def claim_output(options: RunOptions) -> Claim:
 
 def _claim(options: RunOptions) -> Claim:
     output, root = Location(options.output), dataset_root(options.input)
-    source = Location(options.input)
+    source = location_of(options.input)
     if root.contains(output) and source.fs.isdir(source.path):
         raise OutputRefusedError(
             f"The output {output} lies inside the input {source}: its parts would be read as input. Choose a place "

@@ -27,8 +27,9 @@ class Receipt:
         The partition's number in the plan.
     run_id : str
         The run that it belongs to.
-    rows_in, rows_explained, rows_quarantined : int
-        Rows read, rows explained in every table, and rows written to the quarantine instead.
+    rows_in, rows_explained, rows_quarantined, rows_left_out : int
+        Rows read, rows explained in every table, rows written to the quarantine instead, and rows that ``--filter``
+        leaves out.
     lines : int
         Lines that every table of importances has: one for each explained row, but in forecasting one for each origin.
     files : tuple of FileRecord
@@ -51,6 +52,7 @@ class Receipt:
     partial: FileRecord
     statistics: dict[str, Any]
     worker: dict[str, Any] = field(default_factory=dict)
+    rows_left_out: int = 0
     version: int = VERSION
 
 
