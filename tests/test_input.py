@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 import batch_explain as bx
 from batch_explain.engine.partitions import cut
+from batch_explain.errors import BadDataError
 from batch_explain.storage.dataset import InputFile, discover, read_batches
+from batch_explain.storage.reading import let_go
 from tests.comparing import assert_close, frame_of, values_of
 from tests.conftest import Engineered, once
 
@@ -248,3 +250,58 @@ def test_reading_a_range_gives_exactly_its_rows(
     assert [x for table in tables for x in table["x"].to_pylist()] == list(range(start, stop))
     assert all(table.num_rows == batch for table in tables[:-1])
     assert all(table.column_names == ["x"] for table in tables)
+
+
+@given(data=st.data())
+@pytest.mark.parametrize("ending", ["parquet", "csv", "arrow"])
+def test_ranges_one_after_the_other(ending: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Wherever the last range ended, and whether it was read to its end: the next one has its own rows."""
+    path = tmp_path_factory.getbasetemp() / f"ranges.{ending}"
+    table = pa.table({"x": np.arange(200), "y": np.zeros(200)})
+    if not path.exists() and ending == "parquet":
+        pq.write_table(table, path, row_group_size=70)
+    elif not path.exists() and ending == "csv":
+        table.to_pandas().to_csv(path, index=False)
+    elif not path.exists():
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table, 70)
+    file = discover(str(path))[0]
+    for _ in range(data.draw(st.integers(2, 6))):
+        start = data.draw(st.integers(0, 200))
+        stop = data.draw(st.integers(start, 200))
+        tables = read_batches(
+            file, start=start, stop=stop, columns=["x"], batch_rows=data.draw(st.sampled_from([7, 30]))
+        )
+        if data.draw(st.booleans()):
+            next(tables, None)
+            tables.close()  # type: ignore[attr-defined]  # a generator
+        else:
+            assert [x for found in tables for x in found["x"].to_pylist()] == list(range(start, stop))
+
+
+def test_a_file_written_again_between_two_ranges(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"x": np.arange(200)}), path)
+    file = discover(str(path))[0]
+    assert len(list(read_batches(file, start=0, stop=100, columns=["x"], batch_rows=50))) == 2
+    pq.write_table(pa.table({"x": np.arange(200)[::-1]}), path)
+    with pytest.raises(BadDataError, match="changed after the run was planned"):
+        list(read_batches(file, start=100, stop=200, columns=["x"], batch_rows=50))
+    let_go()
+
+
+def test_a_row_group_is_decoded_once(tmp_path: Path) -> None:
+    """However many ranges it is read in: bytes that Linux saw this process read of the file."""
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"x": np.random.default_rng(0).normal(size=2_000_000)}), path, row_group_size=2_000_000)
+    file = discover(str(path))[0]
+
+    def bytes_read() -> int:
+        lines = Path("/proc/self/io").read_text().splitlines()
+        return int(lines[0].split()[1])
+
+    before = bytes_read()
+    for start in range(0, 2_000_000, 100_000):
+        for _ in read_batches(file, start=start, stop=start + 100_000, columns=["x"], batch_rows=10_000):
+            pass
+    assert bytes_read() - before < 2 * path.stat().st_size

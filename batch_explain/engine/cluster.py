@@ -32,6 +32,7 @@ from batch_explain.errors import (
 )
 from batch_explain.storage.attempts import read_attempts
 from batch_explain.storage.filesystems import Location
+from batch_explain.storage.reading import let_go
 from batch_explain.storage.receipts import Receipt
 
 _CONNECT_SECONDS = 20
@@ -157,6 +158,8 @@ class ClusterExecutor(Executor):
         self._stack.callback(_quietly, lambda: self._client.unregister_worker_plugin(plugin.name))
 
     def __exit__(self, *exception: object) -> None:
+        if self._address is not None:
+            _quietly(lambda: self._client.run(let_go))
         self._stack.close()
 
     def _wait_for_workers(self, stack: contextlib.ExitStack) -> None:

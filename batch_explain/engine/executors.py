@@ -10,6 +10,7 @@ from batch_explain.engine.environment import cores
 from batch_explain.engine.explaining import Context
 from batch_explain.engine.partitions import Partition
 from batch_explain.engine.task import run_partition
+from batch_explain.storage.reading import let_go
 from batch_explain.storage.receipts import Receipt
 
 if TYPE_CHECKING:
@@ -73,8 +74,11 @@ class SyncExecutor(Executor):
 
     def run(self, partitions: Sequence[Partition]) -> Iterator[Receipt]:
         """See :class:`Executor`."""
-        for partition in partitions:
-            yield run_partition(self._context, partition)
+        try:
+            for partition in partitions:
+                yield run_partition(self._context, partition)
+        finally:
+            let_go()
 
 
 class ThreadExecutor(Executor):
@@ -91,6 +95,7 @@ class ThreadExecutor(Executor):
     def __exit__(self, *exception: object) -> None:
         self._context.stopping.set()  # running tasks end at their next batch
         self._pool.shutdown(wait=True, cancel_futures=True)
+        let_go()
 
     def load(self) -> None:
         """See :class:`Executor`."""

@@ -46,6 +46,7 @@ from batch_explain.storage.dataset import InputFile, discover, read_rows
 from batch_explain.storage.delta import DeltaAddress, pinned
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import Claim, claim_output
+from batch_explain.storage.reading import let_go
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -133,6 +134,7 @@ def prepare(options: RunOptions, emit: Observer) -> Prepared:
     expected = _estimate(plan, artifacts)
     where = str(Location(options.output))
     emit(RunPlanned(len(files), plan.rows, len(plan.partitions), where, **dataclasses.asdict(expected)))
+    let_go()  # of what was looked at
     return Prepared(claim, plan, artifacts, expected, {"load": loaded - started, "plan": planned - loaded})
 
 

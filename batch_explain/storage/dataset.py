@@ -16,6 +16,7 @@ from batch_explain.storage.filesystems import Location
 from batch_explain.storage.filtering import check_types, groups_without, key_may_hold, rows_that_hold
 from batch_explain.storage.formats import Block, ChangedError, Content, Format, format_of
 from batch_explain.storage.hive import Keys, hive_keys, scalar_of, types_of_keys, with_keys
+from batch_explain.storage.reading import Reading, keep, last_reading
 
 __all__ = [
     "InputFile", "dataset_root", "discover", "hive_keys", "hive_types", "hive_value", "input_files", "location_of",
@@ -465,18 +466,24 @@ def _read(
     file: InputFile, *, start: int, stop: int, columns: list[str], batch_rows: int
 ) -> Iterator[tuple[pa.RecordBatch, int]]:
     """All rows of a range, and the position of each piece's first."""
-    groups, position = _overlapping(file.row_groups, start, stop)
+    place, content = Location(file.url), file.content
+    groups, first = _from(file, start)
+    reading = last_reading()
+    if reading is not None and not reading.goes_on(place, content, first, start, columns, batch_rows):
+        reading.close()
+        reading = None
+    position = start
     try:
+        reading = reading or Reading(place, file.format, content, groups, first, columns, batch_rows)
         # a column named twice or nested may bring others
-        for batch in file.format.read(Location(file.url), file.content, groups, columns, batch_rows):
+        for batch in reading.until(stop):
             if not columns:
                 batch = pa.RecordBatch.from_arrays([pa.nulls(batch.num_rows)], ["_"])
-            first, position = position, position + batch.num_rows
-            if position > start:
-                skip = max(0, start - first)
-                yield batch.slice(skip, stop - first - skip), first + skip
-            if position >= stop:
-                return
+            skip = max(0, start - (reading.position - batch.num_rows))
+            if skip < batch.num_rows:
+                yield batch.slice(skip), reading.position - batch.num_rows + skip
+        position, done, reading = reading.position, reading, None
+        keep(done)
     except ChangedError:
         raise BadDataError(
             f"{file.path} was changed after the run was planned: rows of two versions would be mixed. Start the run "
@@ -491,6 +498,9 @@ def _read(
             f"Rows {start} to {stop} of {file.path} cannot be read: {first_line(error)}. The file is damaged or was "
             "changed during the run: write it again and start the run again."
         ) from error
+    finally:
+        if reading is not None:
+            reading.close()
     if position < stop:
         raise UnreadableFileError(
             f"{file.path} ended {stop - max(start, position)} rows before row {stop}, which it had. Write the file "
@@ -498,14 +508,12 @@ def _read(
         )
 
 
-def _overlapping(row_groups: tuple[int, ...], start: int, stop: int) -> tuple[list[int], int]:
-    """Row groups that hold any of the rows, and the number of rows before the first of them."""
-    groups: list[int] = []
-    first = position = 0
-    for index, rows in enumerate(row_groups):
-        if position < stop and position + rows > start:
-            if not groups:
-                first = position
-            groups.append(index)
-        position += rows
-    return groups, first
+def _from(file: InputFile, start: int) -> tuple[list[int], int]:
+    """The row groups from the one that holds a row to the end, or to a skipped one; and the first row of the first."""
+    first = 0
+    for group, rows in enumerate(file.row_groups):
+        if first + rows > start:
+            skipped = (each for each in range(group, len(file.row_groups)) if each in file.skipped)
+            return list(range(group, next(skipped, len(file.row_groups)))), first
+        first += rows
+    return [], first

@@ -20,6 +20,9 @@ class _Parquet:
     has_statistics = True
     types_are_inferred = False
 
+    def __init__(self) -> None:
+        self._footer: tuple[str, pq.FileMetaData] | None = None
+
     def look(self, stream: BinaryIO) -> Content:
         parquet = pq.ParquetFile(stream)
         metadata, schema = parquet.metadata, parquet.schema_arrow
@@ -41,8 +44,20 @@ class _Parquet:
             if footer_fingerprint(stream, 8) != content.fingerprint:
                 raise ChangedError
             buffer = min(_BUFFER_BYTES, max(_SMALLEST_BUFFER, READ_BYTES // max(1, len(columns))))
-            parquet = pq.ParquetFile(stream, pre_buffer=False, buffer_size=buffer)
+            footer = self._footer_of(content.fingerprint, stream)
+            parquet = pq.ParquetFile(stream, metadata=footer, pre_buffer=False, buffer_size=buffer)
             yield from parquet.iter_batches(batch_rows, row_groups=groups, columns=columns, use_threads=False)
+
+    def _footer_of(self, fingerprint: str, stream: BinaryIO) -> pq.FileMetaData:
+        """The footer, parsed; that of the last file is kept, because tasks of one file follow each other.
+
+        One alone, and let go of before the next is parsed: of many columns and row groups it takes 100 MB.
+        """
+        known = self._footer
+        if known is None or known[0] != fingerprint:
+            known = self._footer = None
+            known = self._footer = (fingerprint, pq.read_metadata(stream))
+        return known[1]
 
     def joined(self, one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return one if one == other else None
