@@ -107,6 +107,13 @@ def test_chart_is_deterministic_and_fills_the_readme(measured: Path, tmp_path: P
     assert any("batch-explain run |" in line for line in runs) and any("`run --workers 1`" in line for line in runs)
 
 
+def test_the_figures_of_the_readme_are_those_of_the_results(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_bytes((FOLDER / "README.md").read_bytes())
+    script("figures.py", "--readme", readme)
+    assert readme.read_bytes() == (FOLDER / "README.md").read_bytes()
+
+
 def test_chart_refuses_a_readme_without_its_lines(measured: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("nothing\n")
