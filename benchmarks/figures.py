@@ -1,7 +1,7 @@
 """The figures in `benchmarks/README.md`, from `results/*.json`: `python benchmarks/figures.py` replaces them.
 
-Each results file has a table between the lines `<!-- NAME -->` and `<!-- /NAME -->`, with the machine and versions that it
-was measured on; what `chart.py` writes into the project's README comes from the same files.
+Each results file has a table between the lines `<!-- NAME -->` and `<!-- /NAME -->`, with the machine and versions that
+it was measured on; what `chart.py` writes into the project's README comes from the same files.
 """
 
 from __future__ import annotations
@@ -16,6 +16,17 @@ from typing import Any
 
 import common
 
+PACKAGES = (
+    "python",
+    "lightgbm",
+    "shap",
+    "woodelf-explainer",
+    "shapiq",
+    "azureml-interpret",
+    "dask",
+    "pyarrow",
+    "numpy",
+)
 README = Path(__file__).with_name("README.md")
 
 
@@ -131,22 +142,11 @@ def kernel(content: dict[str, Any]) -> str:
 
 def _ending(content: dict[str, Any]) -> list[str]:
     machine, versions, targets = content["machine"], content["versions"], content["targets"]
-    shown = (
-        "python",
-        "lightgbm",
-        "shap",
-        "woodelf-explainer",
-        "shapiq",
-        "azureml-interpret",
-        "dask",
-        "pyarrow",
-        "numpy",
-    )
-    packages = ", ".join(f"{name} {versions[name]}" for name in shown if name in versions)
+    packages = ", ".join(f"{name} {versions[name]}" for name in PACKAGES if name in versions)
     load = machine["load_average"][0]
     said = [
-        f"Median (least–most). {machine['cores']} cores of {machine['cpu']}, {machine['memory_gb']:g} GB, load {load:g} "
-        f"before; {packages}; commit {content['commit']}."
+        f"Median (least–most). {machine['cores']} cores of {machine['cpu']}, {machine['memory_gb']:g} GB, load "
+        f"{load:g} before; {packages}; commit {content['commit']}."
     ]
     if targets:
         missed = [f"{each['name']} ({each['reached']:g}, asked {each['asked']})" for each in targets if not each["met"]]

@@ -175,6 +175,14 @@ def compared(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return run
 
 
+@pytest.mark.parametrize(
+    "name", ["kernel.py", "end_to_end.py", "memory.py", "interventional.py", "online.py", "surrogates.py"]
+)
+def test_scripts_have_the_same_options(name: str) -> None:
+    helped = script(name, "--help")
+    assert "--json FILE" in helped and "--quick" in helped
+
+
 def test_what_became_worse_is_found(tmp_path: Path, compared: Callable[..., tuple[int, str]]) -> None:
     old = result(tmp_path / "old.json", times=(90, 100, 110))
     for times, asked, code in (
