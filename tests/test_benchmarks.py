@@ -107,6 +107,13 @@ def test_chart_is_deterministic_and_fills_the_readme(measured: Path, tmp_path: P
     assert any("batch-explain run |" in line for line in runs) and any("`run --workers 1`" in line for line in runs)
 
 
+def test_the_figures_of_the_readme_are_those_of_the_results(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_bytes((FOLDER / "README.md").read_bytes())
+    script("figures.py", "--readme", readme)
+    assert readme.read_bytes() == (FOLDER / "README.md").read_bytes()
+
+
 def test_chart_refuses_a_readme_without_its_lines(measured: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("nothing\n")
@@ -166,6 +173,14 @@ def compared(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         return code, "".join(capsys.readouterr())
 
     return run
+
+
+@pytest.mark.parametrize(
+    "name", ["kernel.py", "end_to_end.py", "memory.py", "interventional.py", "online.py", "surrogates.py"]
+)
+def test_scripts_have_the_same_options(name: str) -> None:
+    helped = script(name, "--help")
+    assert "--json FILE" in helped and "--quick" in helped
 
 
 def test_what_became_worse_is_found(tmp_path: Path, compared: Callable[..., tuple[int, str]]) -> None:

@@ -224,7 +224,9 @@ def _doubts(begun: Begun, timed: list[Timed], ways: list[Way], foretold: Foretol
         found.append(f"one whole run each ({', '.join(way.name for way in single)}): its spread is that of its parts")
     if short := [way for way in ways if way.runs and median(way.us) * way.rows < 1e6 * SHORT_SECONDS]:
         listed = ", ".join(f"{median(way.us) * way.rows / 1e6:.1f} s with {way.name}" for way in short)
-        found.append(f"whole runs were short (tasks took {listed}): more --seconds or rows tell more")
+        found.append(
+            f"whole runs were short (tasks took {listed}), so that warming up counts: more --seconds or rows tell more"
+        )
     if foretold is not None and foretold.cores > max(way.workers for way in ways):
         found.append(f"{foretold.cores} cores were not tried")
     return found

@@ -6,7 +6,7 @@ from typing import Any
 
 from batch_explain.bench import text
 from batch_explain.bench.chart import Bar, chart
-from batch_explain.bench.methods import MODEL, OURS, PREDICT, RUN
+from batch_explain.bench.methods import MARGIN, MODEL, OURS, PREDICT, RUN
 from batch_explain.errors import OptionError, OutputRefusedError
 
 _FORMS = (".svg", ".html")
@@ -44,7 +44,13 @@ def svg(found: dict[str, Any]) -> str:
     bars = []
     for each in found["results"]["methods"]:
         if each["status"] == "ok":
-            kind = "ours" if each["name"] in (*OURS, RUN) else "predict" if each["name"] in (MODEL, PREDICT) else "peer"
+            kind = (
+                "ours"
+                if each["name"] in (*OURS, RUN)
+                else "predict"
+                if each["name"] in (MODEL, PREDICT, MARGIN)
+                else "peer"
+            )
             times = None if each["name"] in OURS else each["times_ours"]["median"]
             bars.append(Bar(each["name"], each["us_per_row"]["median"], times, kind))
     return chart([(found["settings"]["explainer"], bars)], _NOTE)

@@ -9,10 +9,12 @@ from scipy.sparse import issparse
 
 from batch_explain.bench.subject import Subject
 from batch_explain.explainers.base import Explainer
+from batch_explain.explainers.direct import DirectExplainer
 from batch_explain.explainers.opaque import as_array
 from batch_explain.explainers.tree import TreeExplainer
 
 MODEL, PREDICT, CONTRIB, SDK = "featurize + predict", "LightGBM predict", "LightGBM pred_contrib", "SDK explain()"
+MARGIN = "the model's margin"  # of a model that is explained by its own trees
 KERNEL, OWN, RUN = "batch_explain kernel", "batch_explain explainer", "batch_explain whole run"
 OURS = (KERNEL, OWN)
 
@@ -69,7 +71,7 @@ def _lightgbm(subject: Subject, explainer: Explainer) -> list[Method]:
     if not isinstance(explainer, TreeExplainer):
         why = f"the explainer has no LightGBM trees: {explainer.description}"
         return [Method(PREDICT, why=why), ours, Method(CONTRIB, why=why)]
-    predict = Method(PREDICT, take, explainer.margins)
+    predict = Method(MARGIN if isinstance(explainer, DirectExplainer) else PREDICT, take, explainer.margins)
     if not explainer.same_in_lightgbm:
         return [predict, ours, Method(CONTRIB, why="the trees have weights of rows, which it does not know")]
     probabilities = explainer.probability_iterations is not None and explainer.n_outputs > 1
