@@ -68,17 +68,18 @@ def prepare(folder: Path, case: Case) -> None:
             writer.write_table(pa.table(columns, schema=schema), row_group_size=count)
 
 
+def in_another_process(folder: Path, case: Case) -> None:
+    """Prepare; whatever this process holds, its children's peak memory would include."""
+    step = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import memory; from pathlib import Path; "
+    step += f"memory.prepare(Path({str(folder)!r}), memory.{case!r})"
+    subprocess.run([sys.executable, "-c", step], check=True)
+
+
 def measure(case: Case, environment: dict[str, str] | None) -> dict[str, Any]:
     """Run a case; its largest worker, in MB."""
     with tempfile.TemporaryDirectory(prefix="batch-explain-benchmark-") as name:
         folder = Path(name)
-        step = (
-            f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import memory; from pathlib import Path; "
-        )
-        step += (
-            f"memory.prepare(Path({name!r}), memory.Case({case.name!r}, {case.rows}, {case.columns}, {case.row_group}))"
-        )
-        subprocess.run([sys.executable, "-c", step], check=True)
+        in_another_process(folder, case)
         arguments = ["--input", str(folder / "rows.parquet"), "--explainer", str(folder / "model.txt")]
         run = run_engine([*arguments, "--workers", "2"], folder, env=environment)
         if run.measured.exit_code:

@@ -47,6 +47,8 @@ class Measured:
         Peak of the largest single process, as the kernel recorded it; at least what the process that started it takes.
     sampled_rss_mb : float
         As ``tree_rss_mb``, by samples alone.
+    root_rss_mb : float
+        Peak of the command's own process, sampled.
     """
 
     exit_code: int
@@ -55,6 +57,7 @@ class Measured:
     tree_rss_mb: float
     largest_rss_mb: float
     sampled_rss_mb: float
+    root_rss_mb: float = 0.0
 
 
 def measure(
@@ -84,6 +87,7 @@ def measure(
         tree_rss_mb=max(sampler.peak, largest) / 1e6,
         largest_rss_mb=largest / 1e6,
         sampled_rss_mb=sampler.peak / 1e6,
+        root_rss_mb=sampler.of_root / 1e6,
     )
 
 
@@ -92,7 +96,7 @@ class _TreeMemory(threading.Thread):
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
-        self.peak = 0
+        self.peak = self.of_root = 0
         self._pid = pid
         self._ended = threading.Event()
 
@@ -104,7 +108,8 @@ class _TreeMemory(threading.Thread):
                 tree = [root, *root.children(recursive=True)]
             except psutil.Error:
                 continue
-            self.peak = max(self.peak, sum(_rss(process) for process in tree))
+            sizes = [_rss(process) for process in tree]
+            self.peak, self.of_root = max(self.peak, sum(sizes)), max(self.of_root, sizes[0])
 
     def stop(self) -> None:
         """End the sampling."""
