@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+from scaling import SIZES
 
 PACKAGES = (
     "python",
@@ -84,6 +85,24 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("rows of a row group", "row_group"),
         Column("peak MB of a worker", "worker_peak_mb", 0),
         Column("of all processes", "all_processes_peak_mb", 0),
+    ),
+    "overhead": (
+        Column("", "name"),
+        Column("partitions", "partitions"),
+        Column("planning s", "planning_s", 1),
+        Column("explaining s", "explain_s.disk", 1),
+        Column("closing s", "closing_s.disk", 1),
+        Column("ms a partition", "overhead_ms.disk", 1),
+        Column("without the disk", "overhead_ms.memory", 1),
+        Column("scheduler MB", "scheduler_peak_mb", 0),
+        Column("of a worker", "worker_peak_mb", 0),
+        Column("one waits for the other s", "idle_at_the_end_s", 2),
+    ),
+    "scaling": (
+        Column("", "name"),
+        Column("s", "seconds", 1),
+        Column("× one worker", "times_one_worker", 2),
+        *(Column(f"{size:,} rows", f"efficiency.{size}", 2) for size in SIZES),
     ),
     "interventional": (
         Column("trees × leaves", "name"),

@@ -126,8 +126,8 @@ def idle_at_the_end(run_folder: Path) -> float:
     return max(last.values()) - min(last.values())
 
 
-def measure(case: Case, environment: dict[str, str] | None, memory: Path) -> dict[str, Any]:
-    """Run a case on the disk and in memory, and its rows alone."""
+def measure(case: Case, environment: dict[str, str] | None, memory: Path, *, quick: bool) -> dict[str, Any]:
+    """Run a case in memory and on the disk, and its rows alone; ``quick``: in memory only."""
     with (
         tempfile.TemporaryDirectory(prefix="batch-explain-benchmark-") as on_disk,
         tempfile.TemporaryDirectory(prefix="batch-explain-benchmark-", dir=memory) as in_memory,
@@ -136,9 +136,9 @@ def measure(case: Case, environment: dict[str, str] | None, memory: Path) -> dic
         data = ram / "data"
         data.mkdir()
         in_another_process(data, case)
-        found = {"disk": run(case, data, disk, environment, case.partition_rows)}
-        explained = found["disk"].info["rows"]["explained"]
-        found["memory"] = run(case, data, ram, environment, case.partition_rows)
+        found = {"memory": run(case, data, ram, environment, case.partition_rows)}
+        explained = found["memory"].info["rows"]["explained"]
+        found["disk"] = found["memory"] if quick else run(case, data, disk, environment, case.partition_rows)
         partitions = found["memory"].info["partitions"]
         result: dict[str, Any] = {
             "name": case.name,
@@ -153,7 +153,7 @@ def measure(case: Case, environment: dict[str, str] | None, memory: Path) -> dic
             "worker_peak_mb": round(max(found["disk"].worker_peaks_mb), 1),
             "idle_at_the_end_s": round(idle_at_the_end(ram / "run"), 3),
         }
-        if not case.large:
+        if not case.large and not quick:
             alone = rows_take(case, data, ram, environment)
             per = {name: (each.explain_seconds * WORKERS - alone) / partitions for name, each in found.items()}
             result |= {"rows_alone_worker_s": round(alone, 2)}
@@ -189,7 +189,7 @@ def main(arguments: list[str]) -> int:
     results = []
     for case in CASES:
         print(case.name, file=sys.stderr, flush=True)
-        results.append(measure(case.smaller() if options.quick else case, environment, memory))
+        results.append(measure(case.smaller() if options.quick else case, environment, memory, quick=options.quick))
     headings = ("case", "partitions", "planning s", "explaining s", "closing s", "overhead ms", "without disk",
                 "scheduler MB", "waiting at the end s")  # fmt: skip
     lines = [

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ DASK_TASKS = 2_000
 WORKERS = (1, 2, 10, 100, 1_000)
 SIZES = (10_000, 25_000, 50_000, 100_000, 200_000, 500_000, 1_000_000)
 DATASETS = (10_000_000, 1_000_000_000)
+_MANY = 1_000  # partitions, of which one run is like another
+_PARTS = ("min", "median", "max")
 WORTH_IT = 0.5  # more workers than that leaves each so many seconds of work are not looked at
 
 
@@ -121,15 +123,18 @@ def simulate(rows: int, size: int, workers: int, times: Times, assumed: Assumed,
 
 def efficiency(rows: int, size: int, workers: int, times: Times, assumed: Assumed) -> float:
     """What a perfect cluster would take, by what this one does; the workers' start apart."""
-    took = statistics.median(simulate(rows, size, workers, times, assumed, seed) for seed in range(3)) - assumed.start
+    seeds = range(3 if rows // size < _MANY else 1)
+    took = statistics.median(simulate(rows, size, workers, times, assumed, seed) for seed in seeds) - assumed.start
     return rows * times.row / workers / took
 
 
-def measured(folder: Path, rows: int, size: int, repetitions: int) -> tuple[dict[int, list[EngineRun]], list[float]]:
-    """Runs with one worker and with two, in turns; and the seconds of each partition of those with one."""
+def measured(
+    folder: Path, rows: int, size: int, repetitions: int, counts: Sequence[int]
+) -> tuple[dict[int, list[EngineRun]], list[float]]:
+    """Runs with so many workers, in turns; and the seconds of each partition of those with one."""
     environment, _ = engine_environment(folder)
     in_another_process(folder, Case("scaling", rows, COLUMNS, size))
-    found: dict[int, list[EngineRun]] = {1: [], 2: []}
+    found: dict[int, list[EngineRun]] = {workers: [] for workers in counts}
     seconds: list[float] = []
     arguments = ["--input", str(folder / "rows.parquet"), "--explainer", str(folder / "model.txt"), "--no-report"]
     arguments += ["--partition-rows", str(size), "--overwrite"]
@@ -168,36 +173,44 @@ def dask_task_seconds(tasks: int) -> float:
         return (time.perf_counter() - began) / tasks
 
 
-def times_of(folder: Path, quick: bool, repetitions: int) -> tuple[Times, dict[str, Any]]:
-    """Measure."""
+def times_of(folder: Path, quick: bool, repetitions: int) -> tuple[Times, list[dict[str, Any]]]:
+    """Measure: what the simulation stands on, and the runs with one worker and with two."""
     rows = ROWS // QUICK if quick else ROWS
     size, small = rows // 10, max(50, rows // 1_000)
-    runs, seconds = measured(folder, rows, size, repetitions)
-    one, two = ([run.explain_seconds for run in runs[workers]] for workers in (1, 2))
-    many, of_small = measured(folder, rows // 10, small, 1)
+    runs, seconds = measured(folder, rows, size, repetitions, (1, 2))
+    many, of_small = measured(folder, rows // 10, small, 1, (1,))
     partition = max(0.0, statistics.median(of_small) - small * statistics.median(seconds) / size)
     row = (statistics.median(seconds) - partition) / size
-    spread = statistics.stdev(map(math.log, seconds))
     finalize = max(0.0, many[1][0].closing_seconds - runs[1][0].closing_seconds) / (rows / 10 / small)
+    spread = statistics.stdev(map(math.log, seconds))
     times = Times(row, partition, spread, dask_task_seconds(200 if quick else DASK_TASKS), finalize)
-    faster = [a / b for a, b in zip(one, two, strict=True)]
-    return times, {
-        "rows": rows,
-        "partition_rows": size,
-        "one_worker_s": common.spread(one),
-        "two_workers_s": common.spread(two),
-        "two_workers_times_faster": common.spread(faster),
-        "rows_explained": sorted({run.info["rows"]["explained"] for each in runs.values() for run in each}),
-    }
+    results = []
+    for workers, found in runs.items():
+        faster = [one.explain_seconds / run.explain_seconds for one, run in zip(runs[1], found, strict=True)]
+        results.append(
+            {
+                "name": f"measured: {rows:,} rows, {workers} worker{'s' * (workers > 1)}",
+                "rows": rows,
+                "workers": workers,
+                "rows_explained": min(run.info["rows"]["explained"] for run in found),
+                "seconds": common.spread([run.explain_seconds for run in found]),
+                "times_one_worker": common.spread(faster),
+            }
+        )
+    return times, results
 
 
-def recommended(table: list[dict[str, Any]]) -> int:
-    """The partition size with the best efficiency over all cases, as a geometric mean."""
+def simulated(rows: int, workers: int, times: Times, assumed: Assumed) -> dict[str, Any]:
+    """Efficiency by the rows of a partition."""
+    found = {str(size): round(efficiency(rows, size, workers, times, assumed), 4) for size in SIZES}
+    name = f"simulated: {rows:,} rows, {workers:,} worker{'s' * (workers > 1)}"
+    return {"name": name, "rows": rows, "workers": workers, "efficiency": found}
 
-    def mean(size: int) -> float:
-        return statistics.geometric_mean(line["efficiency"] for line in table if line["partition_rows"] == size)
 
-    return max(sorted({line["partition_rows"] for line in table}), key=mean)
+def recommended(results: list[dict[str, Any]]) -> int:
+    """The partition size with the best efficiency over all simulated cases, as a geometric mean."""
+    found = [each["efficiency"] for each in results if "efficiency" in each]
+    return max(SIZES, key=lambda size: statistics.geometric_mean(each[str(size)] for each in found))
 
 
 def main(arguments: list[str]) -> int:
@@ -212,42 +225,29 @@ def main(arguments: list[str]) -> int:
     begun = common.begin()
     assumed = _assumed(options)
     with tempfile.TemporaryDirectory(prefix="batch-explain-benchmark-") as folder:
-        times, real = times_of(Path(folder), options.quick, 1 if options.quick else options.repetitions)
+        times, results = times_of(Path(folder), options.quick, 1 if options.quick else options.repetitions)
     lines = [
-        [name, f"{value['min']:.2f}", f"{value['median']:.2f}", f"{value['max']:.2f}"]
-        for name, value in real.items()
-        if isinstance(value, dict)
+        [each["name"], *(f"{each[what][part]:.2f}" for what in ("seconds", "times_one_worker") for part in _PARTS)]
+        for each in results
     ]
-    common.print_table(f"{real['rows']:,} rows, {TREES} trees x {LEAVES} leaves", ["", "min", "median", "max"], lines)
-    datasets = DATASETS[:1] if options.quick else DATASETS
-    table = [
-        {
-            "rows": rows,
-            "workers": workers,
-            "partition_rows": size,
-            "efficiency": round(efficiency(rows, size, workers, times, assumed), 4),
-        }
-        for rows in datasets
-        for workers in WORKERS
-        for size in SIZES
-        if rows * times.row / workers > WORTH_IT
+    headings = ["", *(f"{what} {part}" for what in ("s,", "× faster,") for part in _PARTS)]
+    common.print_table(f"{TREES} trees x {LEAVES} leaves x {COLUMNS} columns", headings, lines)
+    problems = [
+        f"{each['name']}: {each['rows_explained']}" for each in results if each["rows_explained"] != each["rows"]
     ]
-    for rows in sorted({line["rows"] for line in table}):
-        of_rows = [line for line in table if line["rows"] == rows]
-        found = {(line["workers"], line["partition_rows"]): line["efficiency"] for line in of_rows}
-        shown = [
-            [f"{workers:,}", *(f"{found[workers, size]:.0%}" for size in SIZES)]
-            for workers in WORKERS
-            if (workers, SIZES[0]) in found
-        ]
-        headings = ["workers", *(f"{size:,}" for size in SIZES)]
-        common.print_table(f"Simulated efficiency, {rows:,} rows, by rows of a partition", headings, shown)
-    best = recommended(table)
+    for rows in DATASETS[:1] if options.quick else DATASETS:
+        worth = [workers for workers in WORKERS if rows * times.row / workers > WORTH_IT]
+        results += [simulated(rows, workers, times, assumed) for workers in worth]
+    lines = [
+        [each["name"], *(f"{each['efficiency'][str(size)]:.0%}" for size in SIZES)]
+        for each in results
+        if "efficiency" in each
+    ]
+    common.print_table("Efficiency, by rows of a partition", ["", *(f"{size:,}" for size in SIZES)], lines)
+    best = recommended(results)
     print(f"Recommended: --partition-rows {best}")
-    results = {"measured": real, "times_s": asdict(times), "assumed": asdict(assumed), "simulated": table,
-               "recommended_partition_rows": best}  # fmt: skip
-    problems = [] if real["rows_explained"] == [real["rows"]] else [f"{real['rows_explained']} rows explained"]
-    return common.finish("scaling", begun, options, results=results, problems=problems)
+    settings = {"times_s": asdict(times), "assumed": asdict(assumed), "recommended_partition_rows": best}
+    return common.finish("scaling", begun, options, settings=settings, results=results, problems=problems)
 
 
 def _assumed(options: argparse.Namespace) -> Assumed:

@@ -149,6 +149,40 @@ def test_memory_is_told(tmp_path: Path) -> None:
         assert found["worker_peak_mb"] > 0 and found["rows_explained"] == found["rows"]
 
 
+def test_overhead_is_told(tmp_path: Path) -> None:
+    script("overhead.py", "--quick", "--json", tmp_path / "found.json")
+    many, files, skewed = read(tmp_path / "found.json")["results"]
+    assert (many["partitions"], files["partitions"], skewed["partitions"]) == (200, 100, 101)
+    for found in (many, files, skewed):
+        assert found["rows_explained"] == found["rows"] and found["scheduler_peak_mb"] > 50
+
+
+def test_scaling_is_told(tmp_path: Path) -> None:
+    script("scaling.py", "--quick", "--json", tmp_path / "found.json")
+    one, two, *played = read(tmp_path / "found.json")["results"]
+    assert one["rows_explained"] == two["rows_explained"] == 20_000
+    assert all(0 < share <= 1 for each in played for share in each["efficiency"].values())
+
+
+def test_the_simulation_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one can compute by hand what has to come out."""
+    monkeypatch.syspath_prepend(FOLDER)
+    import scaling
+
+    even = scaling.Times(row=1e-3, partition=0.0, spread=0.0, task=0.0, finalize=0.0)
+    nothing = scaling.Assumed(straggler_share=0.0, straggler_factor=1.0, latency=0.0, requests=0, start=0.0)
+    for workers in (1, 2, 7):  # 100 partitions of a second each
+        found = scaling.simulate(100_000 * 100, 100_000, workers, even, nothing)
+        assert found == pytest.approx(100 * -(-100 // workers)), workers
+    slow = scaling.Times(row=1e-3, partition=1.0, spread=0.0, task=0.0, finalize=0.5)
+    late = scaling.Assumed(straggler_share=0.0, straggler_factor=1.0, latency=0.1, requests=5, start=10.0)
+    assert scaling.simulate(200_000, 100_000, 2, slow, late) == pytest.approx(10 + 100 + 1 + 0.5 + 2 * 0.5)
+    bound = scaling.Times(row=1e-3, partition=0.0, spread=0.0, task=200.0, finalize=0.0)  # by the scheduler
+    assert scaling.simulate(1_000_000, 100_000, 100, bound, nothing) == pytest.approx(10 * 200 + 100)
+    one = scaling.Assumed(straggler_share=1.0, straggler_factor=3.0, latency=0.0, requests=0, start=0.0)
+    assert scaling.simulate(1_000_000, 100_000, 10, even, one) == pytest.approx(300)
+
+
 def result(path: Path, *, times: tuple[float, float, float], us: float = 2.0, cpu: str = "one", **other: Any) -> Path:
     """A result by hand: one method that takes so many times ours, and so many µs a row."""
     spread = dict(zip(("min", "median", "max"), times, strict=True))
@@ -176,7 +210,17 @@ def compared(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
-    "name", ["kernel.py", "end_to_end.py", "memory.py", "interventional.py", "online.py", "surrogates.py"]
+    "name",
+    [
+        "kernel.py",
+        "end_to_end.py",
+        "memory.py",
+        "overhead.py",
+        "scaling.py",
+        "interventional.py",
+        "online.py",
+        "surrogates.py",
+    ],
 )
 def test_scripts_have_the_same_options(name: str) -> None:
     helped = script(name, "--help")
