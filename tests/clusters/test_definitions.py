@@ -81,17 +81,6 @@ def test_its_job(documents: dict[str, Any], schema: dict[str, Any]) -> None:
     assert rule["containerName"] == pod["containers"][0]["name"] and 5 not in rule["values"]
 
 
-def test_the_commands_are_dasks(documents: dict[str, Any]) -> None:
-    """Each option exists; the parsers are asked, and nothing is started."""
-    from distributed.cli import dask_scheduler, dask_worker
-
-    spec = documents["DaskCluster"]["spec"]
-    for part, cli in (("scheduler", dask_scheduler), ("worker", dask_worker)):
-        _dask, name, *arguments = spec[part]["spec"]["containers"][0]["command"]
-        assert (_dask, name) == ("dask", part)
-        assert cli.main.make_context(name, arguments) is not None
-
-
 def test_the_azure_job() -> None:
     import azure.ai.ml as ml
 

@@ -6,10 +6,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.clusters.conftest import RECIPES, Task
 from tests.conftest import ROOT
@@ -135,5 +137,39 @@ def sshd(tmp_path: Path) -> Iterator[str]:
 def test_machines_by_ssh(task: Task, sshd: str) -> None:
     variables = environment(HOSTS="127.0.0.1", WORKERS="1", PORT=free_port(), SSH_OPTIONS=sshd)
     code, said = run(RECIPES / "dask_ssh.sh", *task.arguments, env=variables)
+    assert code == 0 and "1 worker" in said, said
+    task.assert_done()
+
+
+def test_the_pods_of_kubernetes(task: Task) -> None:
+    """Their commands, on this machine: the ports and the service's name are others here."""
+    documents = yaml.safe_load_all((RECIPES / "kubernetes.yaml").read_text())
+    pods = {each["kind"]: each["spec"] for each in documents}
+    job = pods["Job"]["template"]["spec"]
+    here = {
+        "8786": free_port(), ":8787": f"127.0.0.1:{free_port()}", "batch-explain-scheduler": "127.0.0.1",
+        "/jobs/clusters": str(RECIPES), "$(DASK_WORKER_NAME)": "worker-0",
+    }  # fmt: skip
+    variables = environment(DASK_SCHEDULER_ADDRESS=f"tcp://127.0.0.1:{here['8786']}")  # as the operator sets it
+
+    def command(container: dict[str, list[str]]) -> list[str]:
+        program, *arguments = container["command"]
+        for there, instead in here.items():
+            arguments = [argument.replace(there, instead) for argument in arguments]
+        name = {"python": "", "dask": "-m dask", "batch-explain": "-m batch_explain"}[program]
+        return [sys.executable, *name.split(), *arguments]
+
+    cluster = pods["DaskCluster"]
+    parts = [subprocess.Popen(command(cluster[part]["spec"]["containers"][0]), env=variables) for part in cluster]
+    try:
+        assert run(*command(job["initContainers"][0])[:-1], "1", env=variables)[0] == 0
+        probe = cluster["scheduler"]["spec"]["containers"][0]["readinessProbe"]["httpGet"]
+        with urllib.request.urlopen(f"http://{here[':8787']}{probe['path']}") as answer:
+            assert answer.status == 200
+        code, said = run(*command(job["containers"][0]), *task.arguments, env=variables)
+    finally:
+        for part in reversed(parts):
+            part.terminate()
+            part.wait(60)
     assert code == 0 and "1 worker" in said, said
     task.assert_done()
