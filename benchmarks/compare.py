@@ -20,10 +20,18 @@ from typing import Any
 import common
 
 MORE_IS_BETTER = ("times_ours", "times_*faster", "*_per_second", "*_by_this_*", "efficiency", "speedup")
-RATIOS = ("times_*", "share_*", "*_of_first", "*_by_this_*", "efficiency", "speedup", "overhead")
+RATIOS = ("times_*", "*_times_predict", "share_*", "*_of_first", "*_by_this_*", "efficiency", "speedup", "overhead")
 TIMES = ("*us_per_row", "*_seconds", "seconds", "*_ms", "*_s", "*_mb", "*_per_second")
-LEFT_OUT = ("each", "cpu_per_second", "prepare_seconds", "training_seconds")  # single runs; no measures of speed
-ITSELF = ("batch_explain", "batch_explain kernel", "batch_explain explainer")  # 1 times ours
+# single runs, limits, what is a peer's or the machine's
+LEFT_OUT = (
+    "each", "cpu_per_second", "prepare_seconds", "training_seconds", "shap_us_per_row", "bound_mb",
+    "processes_times_faster",
+)  # fmt: skip
+# of these only what they take against ours counts: that they became slower or faster by themselves is not our doing
+PEERS = (
+    "LightGBM *", "shap*", "woodelf*", "SDK *", "*documented script*", "*the SDK's*", "featurize + predict",
+    "the model's margin",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,18 +92,23 @@ def figures(results: Any, where: tuple[str, ...] = ()) -> Iterator[Figure]:
             if isinstance(each, dict):
                 yield from figures(each, (*where, str(each.get("name", number))))
         return
+    peer = bool(where) and _any(where[-1], PEERS)
     for key, value in results.items():
-        if key in LEFT_OUT or (key == "times_ours" and where and where[-1] in ITSELF):
+        if key in LEFT_OUT:
             continue
-        if isinstance(value, dict) and {"min", "median", "max"} == set(value):
-            if value["median"] > 0 and _any(key, (*RATIOS, *TIMES)):
-                yield Figure(", ".join(where), key, value["min"], value["median"], value["max"])
-        elif isinstance(value, dict):
-            yield from figures(value, (*where, key))
-        elif isinstance(value, list):
+        if _is_number(value):
+            value = {"min": value, "median": value, "max": value}
+        if isinstance(value, list):
             yield from figures(value, where)
-        elif _is_number(value) and value > 0 and _any(key, (*RATIOS, *TIMES)):
-            yield Figure(", ".join(where), key, value, value, value)
+        elif isinstance(value, dict) and set(value) != {"min", "median", "max"}:
+            yield from figures(value, (*where, key))
+        elif isinstance(value, dict) and value["median"] > 0 and peer == (key == "times_ours"):
+            yield from _figure(", ".join(where), key, value)
+
+
+def _figure(where: str, key: str, value: dict[str, float]) -> Iterator[Figure]:
+    if _any(key, (*RATIOS, *TIMES)):
+        yield Figure(where, key, value["min"], value["median"], value["max"])
 
 
 def _is_number(value: Any) -> bool:

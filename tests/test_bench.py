@@ -76,8 +76,9 @@ def test_the_built_in_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.automl
 def test_a_genuine_automl_model_beside_the_sdk(
-    automl: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    automl: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("batch_explain.bench.runs.cores", lambda: 1)  # each worker imports the SDK for many seconds
     paths = automl("multiclass")
     given = ("--input", paths.raw, "--model", paths.model, "--explainer", paths.explainer)
     found = measured(capsys, *given, "--chart", tmp_path / "a.svg")

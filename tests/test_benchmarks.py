@@ -183,13 +183,24 @@ def test_the_simulation_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     assert scaling.simulate(1_000_000, 100_000, 10, even, one) == pytest.approx(300)
 
 
-def result(path: Path, *, times: tuple[float, float, float], us: float = 2.0, cpu: str = "one", **other: Any) -> Path:
-    """A result by hand: one method that takes so many times ours, and so many µs a row."""
+def result(
+    path: Path,
+    *,
+    times: tuple[float, float, float],
+    us: float = 2.0,
+    shap_us: float = 500,
+    cpu: str = "one",
+    **other: Any,
+) -> Path:
+    """A result by hand: us, so many µs a row, and a peer that takes so many times ours."""
     spread = dict(zip(("min", "median", "max"), times, strict=True))
-    one = {"name": "peer", "times_ours": spread, "us_per_row": {"min": us, "median": us, "max": us}}
+    methods = [
+        {"name": "batch_explain", "us_per_row": {"min": us, "median": us, "max": us}},
+        {"name": "shap", "times_ours": spread, "us_per_row": {"min": shap_us, "median": shap_us, "max": shap_us}},
+    ]
     content = {
         "benchmark": "by hand", "format_version": 2, "commit": None, "machine": {"cpu": cpu, "cores": 2},
-        "versions": {"python": "3.12"}, "settings": {}, "results": {"cases": [{"name": "a", "methods": [one]}]},
+        "versions": {"python": "3.12"}, "settings": {}, "results": {"cases": [{"name": "a", "methods": methods}]},
         "targets": [], "problems": [], **other,
     }  # fmt: skip
     path.write_text(json.dumps(content))
@@ -241,7 +252,8 @@ def test_what_became_worse_is_found(tmp_path: Path, compared: Callable[..., tupl
         assert ("WORSE" in said) == bool(code)
     slower = result(tmp_path / "new.json", times=(90, 100, 110), us=3.0)
     code, said = compared(old, slower)
-    assert code == 1 and "a, peer: us_per_row" in said
+    assert code == 1 and "a, batch_explain: us_per_row" in said
+    assert compared(old, result(tmp_path / "new.json", times=(90, 100, 110), shap_us=900))[0] == 0  # not our doing
     elsewhere = result(tmp_path / "new.json", times=(90, 100, 110), us=3.0, cpu="two")
     code, said = compared(old, elsewhere)
     assert code == 0 and "Not compared: 1 times, rates and sizes: another cpu" in said

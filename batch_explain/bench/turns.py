@@ -63,22 +63,25 @@ def take_turns(methods: list[Method], rows: int, seconds: float, say: Callable[[
     """
     timed = [Timed(method) for method in methods if method.call is not None]
     ends = time.perf_counter() + seconds
-    with threadpool_limits(1), quiet():
+    with threadpool_limits(1):
         for each in timed:
             say(each.method.name)
-            _size(each, rows, seconds / len(timed) / (ROUNDS + 1))
+            with quiet():
+                _size(each, rows, seconds / len(timed) / (ROUNDS + 1))
         for number in range(ROUNDS):
             if number > 1 and time.perf_counter() > ends:
                 break
-            for each in timed:
-                _turn(each)
+            with quiet():
+                for each in timed:
+                    _turn(each)
     return timed
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """The libraries' warnings and narration are not about times."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    nowhere = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         warnings.simplefilter("ignore")
         yield
 
@@ -91,7 +94,7 @@ def _size(each: Timed, most: int, aim: float) -> None:
         seconds = _clock(each, count)
         used += seconds
         possible = max(1, min(most, int(aim * count / max(seconds, 1e-7))))
-        if count == most or possible < 1.5 * count or used > aim:
+        if count == most or possible < 1.5 * count or used > 2 * aim:
             break
         count = min(possible, _GROWTH * count)
     each.rows = min(possible, _GROWTH * count)
