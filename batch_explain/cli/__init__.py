@@ -103,7 +103,7 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--missing-code", metavar="error|other", help="What a feature without a code is (default: error).")
 @click.option("--exclude-features", metavar="A,B", help="Features or groups that are never reasons.")
 @click.option("--group-features", metavar="FILE", help="CSV of feature, group: a group's importances add up.")
-@click.option("--scheduler", metavar="NAME|URL", help="processes (default), threads, sync, or tcp://host:port.")
+@click.option("--scheduler", metavar="NAME|URL", help="processes (default), threads, sync, tcp://host:port, or a .json.")
 @click.option("--workers", metavar="N", help="Workers (default: one a core).")
 @click.option("--partition-rows", metavar="N", help="Most rows of one task (default: 100000).")
 @click.option("--batch-rows", metavar="N", help="Most rows of one step inside a task (default: 10000).")
