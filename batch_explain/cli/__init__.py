@@ -116,6 +116,8 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--check", metavar="sample|all", help="Additivity on 256 rows a batch (default) or on every row.")
 @click.option("--dtype", metavar="float64|float32", help="How importances are stored (default: float64).")
 @click.option("--compression", metavar="NAME", help="snappy (default), zstd or none.")
+@click.option("--output-format", metavar="NAME", help="parquet (default), or delta: tables that are Delta tables too.")
+@click.option("--append-to", metavar="FOLDER", help="Delta tables that the run's rows are appended to, a commit each.")
 @click.option("--overwrite", is_flag=True, default=None, help="Remove the earlier run in the output first.")
 @click.option("--resume", is_flag=True, default=None, help="Continue the run that was stopped in the output.")
 @click.option("--max-bad-rows", metavar="N|P%", help="Rows that may be left out, put into quarantine (default: 0).")

@@ -12,10 +12,12 @@ import pyarrow as pa
 import batch_explain
 from batch_explain.engine.artifacts import Artifacts
 from batch_explain.engine.baseline import compared
+from batch_explain.engine.delta_output import commit_delta_tables, target_of
 from batch_explain.engine.plan import Plan, map_digest, versions
 from batch_explain.engine.quarantine import by_count
 from batch_explain.engine.task import peak_rss_bytes
 from batch_explain.errors import IntegrityError, mask_secrets
+from batch_explain.options import DELTA
 from batch_explain.report.page import REPORT_PATH, report_html
 from batch_explain.results import Run
 from batch_explain.storage.atomic import FileRecord, sha256_of, write_bytes, write_json
@@ -77,6 +79,8 @@ def finalize(plan: Plan, artifacts: Artifacts, timings: dict[str, float]) -> dic
     records, tables, sample = _write_summaries(plan, artifacts, output, receipts)
     files += records
     content = _run_json(plan, artifacts, receipts, timings, files)
+    if plan.options.output_format == DELTA:
+        content["delta"] = {"location": str(target_of(plan)), "versions": commit_delta_tables(plan, receipts)}
     drift = _compare(plan, output, content)
     _write_report(plan, output, content, tables, sample, drift)
     record = write_json(output, "run.json", content)

@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from batch_explain.engine.artifacts import Artifacts, Batch, name_outputs
 from batch_explain.engine.baseline import check_baseline, check_compared, refuse_drift
+from batch_explain.engine.delta_output import check_delta_tables
 from batch_explain.engine.estimate import TIMED_ROWS, Estimate, cores, estimate, time_of_a_row
 from batch_explain.engine.executors import executor_for
 from batch_explain.engine.explaining import Context, batches_of, explain_batch, explain_good
@@ -124,6 +125,7 @@ def prepare(options: RunOptions, emit: Observer) -> Prepared:
     check_baseline(plan, artifacts)
     if claim.resumes:
         plan = resumed(plan)
+    check_delta_tables(plan)
     planned = time.perf_counter()
     expected = _estimate(plan, artifacts)
     where = str(Location(options.output))

@@ -491,7 +491,7 @@ def _read(
             f"Rows {start} to {stop} of {file.path} cannot be read: {first_line(error)}. The file is damaged or was "
             "changed during the run: write it again and start the run again."
         ) from error
-    if position < stop:
+    if position < stop and start < stop:
         raise UnreadableFileError(
             f"{file.path} ended {stop - max(start, position)} rows before row {stop}, which it had. Write the file "
             "again."
