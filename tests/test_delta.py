@@ -171,7 +171,7 @@ def test_a_run_is_read_by_deltalake(small: Small, rows: Path, tmp_path: Path) ->
     for level in ("predictions", "engineered", "raw", "reasons"):
         table = DeltaTable(tmp_path / "out" / level)
         expected = frame_of(run, level)
-        expected = expected.astype({name: object for name in expected.select_dtypes("category")})
+        expected = expected.astype(dict.fromkeys(expected.select_dtypes("category"), object))
         keys = ["customer_id", *(["output", "rank"] if level == "reasons" else [])]
         found = table.to_pandas().sort_values(keys, ignore_index=True)
         pd.testing.assert_frame_equal(

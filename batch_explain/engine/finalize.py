@@ -22,9 +22,10 @@ from batch_explain.report.page import REPORT_PATH, report_html
 from batch_explain.results import Run
 from batch_explain.storage.atomic import FileRecord, sha256_of, write_bytes, write_json
 from batch_explain.storage.attempts import forget_attempts
+from batch_explain.storage.delta import LOG_FOLDER
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE, remove_temporary
-from batch_explain.storage.receipts import Receipt, read_receipt, receipt_path
+from batch_explain.storage.receipts import Receipt, names_and_sizes, read_receipt, receipt_path
 from batch_explain.storage.tables import write_table
 from batch_explain.summary import fidelity
 from batch_explain.summary.partials import merge_partials
@@ -80,7 +81,10 @@ def finalize(plan: Plan, artifacts: Artifacts, timings: dict[str, float]) -> dic
     files += records
     content = _run_json(plan, artifacts, receipts, timings, files)
     if plan.options.output_format == DELTA:
-        content["delta"] = {"location": str(target_of(plan)), "versions": commit_delta_tables(plan, receipts)}
+        committed = commit_delta_tables(plan, receipts)
+        content["delta"] = {"location": str(target_of(plan)), "versions": committed}
+        logs = [path for folder in committed for path in names_and_sizes(output, f"{folder}/{LOG_FOLDER}")]
+        content["files"] += [asdict(_record(output, path)) for path in sorted(logs)]
     drift = _compare(plan, output, content)
     _write_report(plan, output, content, tables, sample, drift)
     record = write_json(output, "run.json", content)
