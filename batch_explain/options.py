@@ -40,7 +40,8 @@ class RunOptions:
     Parameters
     ----------
     input : str
-        Path or URL of a parquet file, a folder of them, or a glob.
+        Path or URL of a file (parquet, CSV, JSON lines, Arrow IPC), a folder of them, a glob, or a Delta table
+        (``delta://FOLDER``).
     output : str
         Path or URL of a folder that is empty or does not exist.
     explainer : str or None

@@ -132,6 +132,21 @@ def test_types_fit_all_values_not_the_first_ones(tmp_path: Path) -> None:
     assert [str(file.schema.field(name).type) for name in ("none", "t", "large")] == ["null", "string", "string"]
 
 
+def test_files_may_have_other_columns_in_another_order(engineered: Engineered, tmp_path: Path) -> None:
+    """Read from a stored plan, whose types are those of all files together; a name may repeat that nobody needs."""
+    frame = engineered.frame[:40]
+    (tmp_path / "rows").mkdir()
+    frame.assign(a="x", b=1)[["a", *frame, "b"]].to_csv(tmp_path / "rows/1.csv", index=False)
+    content = frame.assign(b="y", c=2.5)[["c", *reversed(list(frame)), "b"]].to_csv(index=False)
+    (tmp_path / "rows/2.csv").write_text(content.replace("b\n", "c\n", 1))
+    run = bx.explain_dataset(
+        input=tmp_path / "rows", explainer=engineered.explainer, output=tmp_path / "out", scheduler="sync", report=False
+    )
+    expected = engineered.booster.predict(frame, pred_contrib=True)[:, :-1]
+    assert_close(values_of(run, "engineered", list(frame))[0], np.concatenate([expected, expected]), 1e-12)
+    assert bx.verify_run(tmp_path / "out", recompute="100%").ok
+
+
 def test_types_are_those_of_all_files(tmp_path: Path) -> None:
     for name, rows in (("a", "1,2020-01-01"), ("b", "1.5,2020-01-01T10:20:30.5"), ("c", ",")):
         (tmp_path / f"{name}.csv").write_text(f"x,y\n{rows}\n")

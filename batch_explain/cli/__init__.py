@@ -68,7 +68,9 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @cli.command()
-@click.option("--input", metavar="URL", help="Parquet file, folder or glob.")
+@click.option(
+    "--input", metavar="URL", help="Files of parquet, CSV, JSON lines or Arrow, a folder, a glob, or delta://FOLDER."
+)
 @click.option(
     "--model",
     metavar="FILE",
