@@ -107,6 +107,10 @@ def change_log(table: Path, change: Any) -> None:
     log.write_text("\n".join(map(json.dumps, actions)))
 
 
+def cloned(actions: dict[str, Any]) -> None:
+    actions["add"]["path"] = "file:///elsewhere/" + actions["add"]["path"]
+
+
 def mapped(actions: dict[str, Any]) -> None:
     actions["protocol"].update(minReaderVersion=2, minWriterVersion=5)
     actions["metaData"]["configuration"]["delta.columnMapping.mode"] = "name"
@@ -130,7 +134,13 @@ def deleted(actions: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"), [(mapped, "columnMapping"), (featured, "typeWidening"), (deleted, "deletionVectors")]
+    ("change", "says"),
+    [
+        (mapped, "columnMapping"),
+        (cloned, "outside its folder"),
+        (featured, "typeWidening"),
+        (deleted, "deletionVectors"),
+    ],
 )
 def test_what_the_files_do_not_tell_is_refused(change: Any, says: str, engineered: Engineered, tmp_path: Path) -> None:
     write_deltalake(tmp_path / "table", pa.Table.from_pandas(engineered.frame[:9], preserve_index=False))
