@@ -74,6 +74,8 @@ def test_the_rows_that_pandas_keeps(
     assert counted["left_out"] == counted["input"] - len(expected)
     assert counted["planned"] == groups * 100
     assert any(f"{files * 10 - groups} of {files * 10} row groups" in decision for decision in run.info["decisions"])
+    noted = f"{3 - files} of 3 files are not read: their folders' keys are left out"
+    assert (noted in run.info["decisions"]) == (files < 3)
     found = bx.verify_run(tmp_path / "out", recompute="100%")
     assert not found.problems
     assert found.recomputed is not None and found.recomputed.rows == len(expected)

@@ -241,3 +241,20 @@ def test_another_content_is_never_read(ending: str, tmp_path: Path) -> None:
     assert discover(str(path))[0].fingerprint != file.fingerprint
     with pytest.raises(BadDataError, match="was changed after the run was planned"):
         list(read_batches(file, start=560, stop=570, columns=["x"], batch_rows=100))
+
+
+@pytest.mark.automl
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_genuine_model_takes_a_column_for_what_it_was_trained_on(
+    ending: str, automl: Callable[[str], Any], oracle: Callable[[str], Any], tmp_path: Path
+) -> None:
+    """Against the SDK's own explain(): categories that look like numbers, dates, integers and texts with gaps."""
+    paths, expected = automl("binary"), oracle("binary")
+    WRITERS[ending](pd.read_parquet(paths.raw), tmp_path / f"rows.{ending}")
+    run = bx.explain_dataset(
+        input=tmp_path / f"rows.{ending}", model=paths.model, explainer=paths.explainer, output=tmp_path / "out",
+        scheduler="sync", report=False,
+    )  # fmt: skip
+    assert_close(values_of(run, "engineered", expected.engineered_features), expected.engineered, 1e-9)
+    assert_close(values_of(run, "raw", expected.raw_features), expected.raw, 1e-9)
+    assert (frame_of(run, "predictions").prediction.to_numpy() == expected.prediction).all()

@@ -231,6 +231,7 @@ def _run_json(
     residuals = [residual for residual in residuals if residual is not None]
     used, written = set(explainer.used.tolist()), set(plan.written.tolist())
     explaining = timings.get("explain", 0.0)
+    taken = sum(receipt.rows_in - receipt.rows_left_out for receipt in receipts)
     peaks = [receipt.worker["peak_rss_bytes"] for receipt in receipts] + [peak_rss_bytes()]
     return {
         "format_version": VERSION,
@@ -298,7 +299,7 @@ def _run_json(
         "partitions": len(plan.partitions),
         "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "timings_s": {name: round(seconds, 3) for name, seconds in timings.items()},
-        "rows_per_second": round(plan.rows / explaining, 1) if explaining else None,
+        "rows_per_second": round(taken / explaining, 1) if explaining else None,
         "peak_rss_bytes": max((peak for peak in peaks if peak is not None), default=None),
         "worker_processes": len({(r.worker["host"], r.worker["pid"]) for r in receipts}),
         "versions": versions(),

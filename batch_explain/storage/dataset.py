@@ -153,7 +153,9 @@ class InputFile:
         )
 
 
-def discover(url: str, max_bad_files: int = 0, where: Filter | None = None) -> list[InputFile]:
+def discover(
+    url: str, max_bad_files: int = 0, where: Filter | None = None, left_out: list[str] | None = None
+) -> list[InputFile]:
     """List the files of a dataset, sorted by path, and look into them: footers are read, and all of any text.
 
     Parameters
@@ -164,6 +166,8 @@ def discover(url: str, max_bad_files: int = 0, where: Filter | None = None) -> l
         So many files that cannot be read are listed with their ``problem`` and without rows.
     where : Filter, optional
         Files whose folders' keys it leaves out are not listed, nor looked into.
+    left_out : list, optional
+        Gets the paths of these.
 
     Raises
     ------
@@ -189,7 +193,10 @@ def discover(url: str, max_bad_files: int = 0, where: Filter | None = None) -> l
         raise InputError(f"The name of the file {unnamed[0]!r} is not UTF-8. Rename it.")
     _refuse_several_formats(place, list(listed))
     if where is not None:
-        listed = _not_left_out(where, listed, types or types_of_keys(listed.values()), place)
+        wanted = _not_left_out(where, listed, types or types_of_keys(listed.values()), place)
+        if left_out is not None:
+            left_out += [path for path in listed if path not in wanted]
+        listed = wanted
 
     def look(path: str) -> InputFile:
         return replace(_look(root.join(path), path, listed[path], where), key_types=tuple(types.items()))
