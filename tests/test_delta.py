@@ -52,7 +52,10 @@ def assert_explains(run: bx.Run, engineered: Engineered, expected: pd.DataFrame)
     assert_close(values_of(run, "engineered", list(engineered.frame))[0][order["at"]], values, 1e-12)
 
 
-@pytest.mark.parametrize(("asked", "version"), [("", 2), ("?version=0", 0), ("?version=1", 1)])
+@pytest.mark.parametrize(
+    ("asked", "version"),
+    [("", 2), pytest.param("?version=0", 0, marks=once), pytest.param("?version=1", 1, marks=once)],
+)
 def test_a_version_is_read(asked: str, version: int, engineered: Engineered, table: Path, tmp_path: Path) -> None:
     run = explain(engineered, f"delta://{table}{asked}", tmp_path / "out", partition_rows=40)
     assert_explains(run, engineered, DeltaTable(table, version=version).to_pandas())
@@ -61,6 +64,7 @@ def test_a_version_is_read(asked: str, version: int, engineered: Engineered, tab
     assert not found.problems and found.recomputed is not None
 
 
+@once
 def test_a_moment_is_a_version(engineered: Engineered, table: Path, tmp_path: Path) -> None:
     """A commit's time is its file's, which is set: three may lie within a millisecond."""
     for version in range(3):
@@ -193,6 +197,7 @@ def test_a_run_is_read_by_deltalake(small: Small, rows: Path, tmp_path: Path) ->
     assert len(bx.open_run(tmp_path / "out").table("raw").to_table()) == 400
 
 
+@once
 def test_runs_append_one_commit_each(small: Small, rows: Path, tmp_path: Path) -> None:
     first = nightly(small, rows, tmp_path / "one", append_to=tmp_path / "all")
     second = nightly(small, rows, tmp_path / "two", append_to=tmp_path / "all", limit=150)
@@ -245,6 +250,7 @@ nightly(Small(Path({str(small.model)!r}), Path({str(small.explainer)!r}), None),
         assert len(table.to_pandas()) == len(frame_of(run, level)) * (1 + earlier)
 
 
+@once
 def test_columns_without_a_delta_type_are_refused_before(small: Small, rows: Path, tmp_path: Path) -> None:
     frame = small.frame[:5].assign(number=np.arange(5, dtype="uint64"))
     small.write(tmp_path / "odd.parquet", frame)

@@ -19,7 +19,7 @@ from batch_explain.errors import BadDataError, InputError
 from batch_explain.storage import text_files
 from batch_explain.storage.dataset import discover, read_batches
 from tests.comparing import assert_close, frame_of, values_of
-from tests.conftest import Engineered, Small
+from tests.conftest import Engineered, Small, once
 
 LEVELS = ("predictions", "engineered", "raw")
 
@@ -80,7 +80,7 @@ def of_parquet(small: Small, halves: dict[str, pd.DataFrame], tmp_path_factory: 
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("ending", ["csv", "ndjson.gz", "feather"])
+@pytest.mark.parametrize("ending", ["csv", pytest.param("ndjson.gz", marks=once), pytest.param("feather", marks=once)])
 def test_the_same_rows_give_the_same_tables(
     ending: str, small: Small, halves: dict[str, pd.DataFrame], of_parquet: bx.Run, tmp_path: Path
 ) -> None:
@@ -155,6 +155,7 @@ def test_types_are_those_of_all_files(tmp_path: Path) -> None:
     assert next(read_batches(files[0], start=0, stop=1, columns=["y"], batch_rows=1))["y"][0].as_py().year == 2020
 
 
+@once
 @settings(deadline=None, max_examples=40)
 @given(
     st.lists(
