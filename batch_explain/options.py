@@ -13,6 +13,7 @@ from batch_explain.filters import Filter
 TABLES = ("predictions", "engineered", "raw")  # unless --outputs says otherwise
 REASONS = "reasons"
 ALL_TABLES = (*TABLES, "features", REASONS)
+PARQUET, DELTA = "parquet", "delta"
 SCHEDULERS = ("processes", "threads", "sync")
 _PROTOCOLS = ("tcp", "tls", "ws", "wss", "inproc")  # of Dask schedulers
 
@@ -40,7 +41,8 @@ class RunOptions:
     Parameters
     ----------
     input : str
-        Path or URL of a parquet file, a folder of them, or a glob.
+        Path or URL of a file (parquet, CSV, JSON lines, Arrow IPC), a folder of them, a glob, or a Delta table
+        (``delta://FOLDER``).
     output : str
         Path or URL of a folder that is empty or does not exist.
     explainer : str or None
@@ -105,6 +107,10 @@ class RunOptions:
         ``float64`` or ``float32``: how importances are stored (they are always computed in float64).
     compression : str
         ``snappy``, ``zstd`` or ``none``.
+    output_format : str
+        ``parquet``, or ``delta``: the tables are Delta tables too, each with one commit of this run.
+    append_to : str, optional
+        Folder of Delta tables that the run's rows are appended to; None: the output's own tables become such.
     max_bad_rows : str
         How many rows may be put into quarantine, because they cannot be explained: a number, or a share such as
         ``0.1%`` of the planned rows. ``0``: the first one ends the run.
@@ -172,6 +178,8 @@ class RunOptions:
     check: str = "sample"
     dtype: str = "float64"
     compression: str = "snappy"
+    output_format: str = PARQUET
+    append_to: str | None = None
     max_bad_rows: str = "0"
     max_bad_files: int = 0
     cohort: tuple[str, ...] = ()
@@ -208,7 +216,7 @@ class RunOptions:
             )
         paths = (
             "input", "output", "explainer", "model", "feature_map", "background", "history", "reason_codes",
-            "group_features", "baseline",
+            "group_features", "baseline", "append_to",
         )  # fmt: skip
         for name in paths:
             if values.get(name) is not None:
@@ -255,6 +263,9 @@ class RunOptions:
         _one_of("check", self.check, ("sample", "all"))
         _one_of("dtype", self.dtype, ("float64", "float32"))
         _one_of("compression", self.compression, ("snappy", "zstd", "none"))
+        _one_of("output-format", self.output_format, (PARQUET, DELTA))
+        if self.append_to is not None and self.output_format != DELTA:
+            raise OptionError("--append-to is for Delta tables. Pass --output-format delta too, or leave it out.")
         _one_of("reasons", self.reasons, ("by-magnitude", "positive", "negative"))
         _one_of("reasons-level", self.reasons_level or "raw", ("raw", "engineered"))
         _one_of("reasons-for", self.reasons_for, ("all", "predicted"))

@@ -68,7 +68,9 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @cli.command()
-@click.option("--input", metavar="URL", help="Parquet file, folder or glob.")
+@click.option(
+    "--input", metavar="URL", help="Files of parquet, CSV, JSON lines or Arrow, a folder, a glob, or delta://FOLDER."
+)
 @click.option(
     "--model",
     metavar="FILE",
@@ -103,7 +105,7 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--missing-code", metavar="error|other", help="What a feature without a code is (default: error).")
 @click.option("--exclude-features", metavar="A,B", help="Features or groups that are never reasons.")
 @click.option("--group-features", metavar="FILE", help="CSV of feature, group: a group's importances add up.")
-@click.option("--scheduler", metavar="NAME|URL", help="processes (default), threads, sync, tcp://host:port, or a .json.")
+@click.option("--scheduler", metavar="NAME|URL", help="processes (default), threads, sync, tcp://host:port or a .json.")
 @click.option("--workers", metavar="N", help="Workers (default: one a core).")
 @click.option("--partition-rows", metavar="N", help="Most rows of one task (default: 100000).")
 @click.option("--batch-rows", metavar="N", help="Most rows of one step inside a task (default: 10000).")
@@ -116,6 +118,8 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--check", metavar="sample|all", help="Additivity on 256 rows a batch (default) or on every row.")
 @click.option("--dtype", metavar="float64|float32", help="How importances are stored (default: float64).")
 @click.option("--compression", metavar="NAME", help="snappy (default), zstd or none.")
+@click.option("--output-format", metavar="NAME", help="parquet (default), or delta: tables that are Delta tables too.")
+@click.option("--append-to", metavar="FOLDER", help="Delta tables that the run's rows are appended to, a commit each.")
 @click.option("--overwrite", is_flag=True, default=None, help="Remove the earlier run in the output first.")
 @click.option("--resume", is_flag=True, default=None, help="Continue the run that was stopped in the output.")
 @click.option("--max-bad-rows", metavar="N|P%", help="Rows that may be left out, put into quarantine (default: 0).")

@@ -12,17 +12,20 @@ import pyarrow as pa
 import batch_explain
 from batch_explain.engine.artifacts import Artifacts
 from batch_explain.engine.baseline import compared
+from batch_explain.engine.delta_output import commit_delta_tables, target_of
 from batch_explain.engine.plan import Plan, map_digest, versions
 from batch_explain.engine.quarantine import by_count
 from batch_explain.engine.task import peak_rss_bytes
 from batch_explain.errors import IntegrityError, mask_secrets
+from batch_explain.options import DELTA
 from batch_explain.report.page import REPORT_PATH, report_html
 from batch_explain.results import Run
 from batch_explain.storage.atomic import FileRecord, sha256_of, write_bytes, write_json
 from batch_explain.storage.attempts import forget_attempts
+from batch_explain.storage.delta import LOG_FOLDER
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE, remove_temporary
-from batch_explain.storage.receipts import Receipt, read_receipt, receipt_path
+from batch_explain.storage.receipts import Receipt, names_and_sizes, read_receipt, receipt_path
 from batch_explain.storage.tables import write_table
 from batch_explain.summary import fidelity
 from batch_explain.summary.partials import merge_partials
@@ -77,6 +80,11 @@ def finalize(plan: Plan, artifacts: Artifacts, timings: dict[str, float]) -> dic
     records, tables, sample = _write_summaries(plan, artifacts, output, receipts)
     files += records
     content = _run_json(plan, artifacts, receipts, timings, files)
+    if plan.options.output_format == DELTA:
+        committed = commit_delta_tables(plan, receipts)
+        content["delta"] = {"location": str(target_of(plan)), "versions": committed}
+        logs = [path for folder in committed for path in names_and_sizes(output, f"{folder}/{LOG_FOLDER}")]
+        content["files"] += [asdict(_record(output, path)) for path in sorted(logs)]
     drift = _compare(plan, output, content)
     _write_report(plan, output, content, tables, sample, drift)
     record = write_json(output, "run.json", content)
@@ -223,6 +231,7 @@ def _run_json(
     residuals = [residual for residual in residuals if residual is not None]
     used, written = set(explainer.used.tolist()), set(plan.written.tolist())
     explaining = timings.get("explain", 0.0)
+    taken = sum(receipt.rows_in - receipt.rows_left_out for receipt in receipts)
     peaks = [receipt.worker["peak_rss_bytes"] for receipt in receipts] + [peak_rss_bytes()]
     return {
         "format_version": VERSION,
@@ -290,7 +299,7 @@ def _run_json(
         "partitions": len(plan.partitions),
         "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "timings_s": {name: round(seconds, 3) for name, seconds in timings.items()},
-        "rows_per_second": round(plan.rows / explaining, 1) if explaining else None,
+        "rows_per_second": round(taken / explaining, 1) if explaining else None,
         "peak_rss_bytes": max((peak for peak in peaks if peak is not None), default=None),
         "worker_processes": len({(r.worker["host"], r.worker["pid"]) for r in receipts}),
         "versions": versions(),

@@ -466,7 +466,7 @@ def _filtered(options: RunOptions, files: Sequence[InputFile]) -> list[str]:
     rows = sum(file.rows_skipped for file in files)
     return [
         f"only rows for which {options.filter} are explained: {groups} of {of} row groups, with {rows} rows, are not "
-        "read, because their statistics say that they hold none; folders whose keys say so are not listed"
+        "read, because their statistics say that they hold none"
     ]
 
 

@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from batch_explain.engine.artifacts import Artifacts, Batch, name_outputs
 from batch_explain.engine.baseline import check_baseline, check_compared, refuse_drift
+from batch_explain.engine.delta_output import check_delta_tables
 from batch_explain.engine.environment import cores
 from batch_explain.engine.estimate import TIMED_ROWS, Estimate, estimate, time_of_a_row
 from batch_explain.engine.executors import executor_for
@@ -120,16 +121,21 @@ def prepare(options: RunOptions, emit: Observer) -> Prepared:
     """Plan a run, or one to be resumed, and estimate what it takes."""
     started = time.perf_counter()
     options = _pinned(options)
-    files = discover(options.input, options.max_bad_files, options.where)
+    left_out: list[str] = []
+    files = discover(options.input, options.max_bad_files, options.where, left_out)
     claim = claim_output(options)
     artifacts = Artifacts.load(options)
     loaded = time.perf_counter()
     model = artifacts.teacher.kind if artifacts.teacher is not None else "no model"
     emit(ArtifactsLoaded(loaded - started, artifacts.explainer.description, model))
     plan, artifacts = plan_run(options, files, artifacts)
+    if left_out:
+        noted = f"{len(left_out)} of {len(left_out) + len(files)} files are not read: their folders' keys are left out"
+        plan = replace(plan, decisions=(*plan.decisions, noted))
     check_baseline(plan, artifacts)
     if claim.resumes:
         plan = resumed(plan)
+    check_delta_tables(plan)
     planned = time.perf_counter()
     expected = _estimate(plan, artifacts)
     where = str(Location(options.output))

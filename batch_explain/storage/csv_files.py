@@ -22,6 +22,7 @@ from batch_explain.storage.text_files import MOMENT
 
 _TRUE, _FALSE = ["true", "True", "TRUE"], ["false", "False", "FALSE"]
 _LIKE_A_CODE = r"^[-+]?(0\d|\d{19,}$)"  # numbers that would lose digits as numbers
+_BOOLEANS = pa.array(_TRUE + _FALSE)
 _NUMBERS = {pa.int64(), pa.float64()}
 
 
@@ -31,8 +32,9 @@ class _Csv:
 
     def __init__(self, name: str, delimiter: str) -> None:
         self.name, self._delimiter = name, delimiter
-        mark = re.escape(delimiter.encode())
-        self._quoted = re.compile(rb"(?:\A|(?<=[\r\n" + mark + rb']))"[^"]*(?:""[^"]*)*"(?=[\r\n' + mark + rb"]|\Z)")
+        mark = rb"\r\n" + re.escape(delimiter.encode())
+        # a quotation mark that begins a value, to the one that ends it; the mark first, because it is searched for
+        self._quoted = re.compile(rb'"(?<![^' + mark + rb']")[^"]*(?:""[^"]*)*"(?=[' + mark + rb"]|\Z)")
 
     def look(self, stream: BinaryIO) -> Content:
         return text_files.look(self, stream)
@@ -75,38 +77,41 @@ class _Csv:
             raise FormatError("it has no header: its first line must name the columns")
         return rows[0]
 
-    def types(self, block: bytes, header: bytes, before: int) -> tuple[int, pa.Schema]:
+    def types(self, block: bytes, header: bytes, before: int, known: list[pa.DataType]) -> tuple[int, pa.Schema]:
         names = self.names(header)
         self._check_quotes(block, names, before)
-        texts = self._parsed(block, [pa.string()] * len(names), range(len(names)), before)
-        return texts.num_rows, pa.schema([(name, _type_of(texts.column(at))) for at, name in enumerate(names)])
+        texts = self._parsed(block, len(names), dict.fromkeys(range(len(names)), pa.string()), before)
+        known = known or [pa.null()] * len(names)
+        found = [(name, _type_of(texts.column(at), known[at])) for at, name in enumerate(names)]
+        return texts.num_rows, pa.schema(found)
 
     def parse(self, block: bytes, header: bytes, columns: list[str], schema: pa.Schema) -> pa.Table:
         names = self.names(header)
         if not columns:
-            return pa.table({"_": self._parsed(block, [pa.string()] * len(names), [0], 0).column(0)})
-        wanted = [names.index(name) for name in columns]
-        return self._parsed(block, schema.types, wanted, 0).rename_columns(columns)
+            return pa.table({"_": self._parsed(block, len(names), {0: pa.string()}, 0).column(0)})
+        types = {names.index(name): schema.field(name).type for name in columns}
+        return self._parsed(block, len(names), types, 0).rename_columns(columns)
 
-    def _parsed(self, block: bytes, types: list[pa.DataType], wanted: Any, before: int) -> pa.Table:
-        """Columns by position, because names may repeat."""
+    def _parsed(self, block: bytes, columns: int, types: dict[int, pa.DataType], before: int) -> pa.Table:
+        """Some of so many columns, by position, because names may repeat."""
         if not block.strip(b"\r\n"):
-            return pa.table([pa.array([], types[at]) for at in wanted], [str(at) for at in wanted])
+            return pa.table([pa.array([], kind) for kind in types.values()], [str(at) for at in types])
         wrong: list[Any] = []
 
         def note(row: Any) -> str:
             wrong.append(row)
             return "skip"
 
-        places = [str(at) for at in range(len(types))]
         table = pa.csv.read_csv(
             pa.BufferReader(block),
-            pa.csv.ReadOptions(use_threads=False, block_size=len(block) + 1, column_names=places),
+            pa.csv.ReadOptions(
+                use_threads=False, block_size=len(block) + 1, column_names=[str(at) for at in range(columns)]
+            ),
             pa.csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True, invalid_row_handler=note),
             pa.csv.ConvertOptions(
                 check_utf8=False,  # all of the block was
-                column_types=dict(zip(places, types, strict=True)),
-                include_columns=[str(at) for at in wanted],
+                column_types={str(at): kind for at, kind in types.items()},
+                include_columns=[str(at) for at in types],
                 null_values=[""],
                 strings_can_be_null=True,
                 true_values=_TRUE,
@@ -139,21 +144,25 @@ class _Csv:
 CSV, TSV = _Csv("CSV", ","), _Csv("TSV", "\t")
 
 
-def _type_of(column: pa.ChunkedArray) -> pa.DataType:
-    """The narrowest type that holds all values of a column of texts without loss."""
+def _type_of(column: pa.ChunkedArray, known: pa.DataType) -> pa.DataType:
+    """The narrowest type that holds all values of a column of texts without loss, and those of a known type too."""
     texts = column.drop_null()
-    if not len(texts):
-        return pa.null()
-    if pc.all(pc.is_in(texts, pa.array(_TRUE + _FALSE))).as_py():
+    if not len(texts) or pa.types.is_string(known):
+        return known
+    undecided = pa.types.is_null(known)
+    if (undecided or known == pa.bool_()) and pc.all(pc.is_in(texts, _BOOLEANS)).as_py():
         return pa.bool_()
-    trimmed = pc.utf8_trim_whitespace(texts)
-    if (numbers := _cast(trimmed, pa.int64())) is not None and pc.all(
-        pc.equal(numbers.cast(pa.string()), trimmed)
-    ).as_py():
-        return pa.int64()
-    if _cast(trimmed, pa.float64()) is not None and not pc.any(pc.match_substring_regex(trimmed, _LIKE_A_CODE)).as_py():
-        return pa.float64()
-    return MOMENT if _cast(texts, MOMENT) is not None else pa.string()
+    trimmed = pc.ascii_trim_whitespace(texts)
+    if undecided or known == pa.int64():
+        numbers = _cast(trimmed, pa.int64())
+        if numbers is not None and pc.all(pc.equal(numbers.cast(pa.string()), trimmed)).as_py():
+            return pa.int64()
+    if (undecided or known in _NUMBERS) and _cast(trimmed, pa.float64()) is not None:
+        whole = trimmed.filter(pc.invert(pc.match_substring(trimmed, ".")))
+        return pa.string() if pc.any(pc.match_substring_regex(whole, _LIKE_A_CODE)).as_py() else pa.float64()
+    if (undecided or known == MOMENT) and _cast(texts, MOMENT) is not None:
+        return MOMENT
+    return pa.string()
 
 
 def _cast(texts: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | None:

@@ -154,7 +154,9 @@ class InputFile:
         )
 
 
-def discover(url: str, max_bad_files: int = 0, where: Filter | None = None) -> list[InputFile]:
+def discover(
+    url: str, max_bad_files: int = 0, where: Filter | None = None, left_out: list[str] | None = None
+) -> list[InputFile]:
     """List the files of a dataset, sorted by path, and look into them: footers are read, and all of any text.
 
     Parameters
@@ -165,6 +167,8 @@ def discover(url: str, max_bad_files: int = 0, where: Filter | None = None) -> l
         So many files that cannot be read are listed with their ``problem`` and without rows.
     where : Filter, optional
         Files whose folders' keys it leaves out are not listed, nor looked into.
+    left_out : list, optional
+        Gets the paths of these.
 
     Raises
     ------
@@ -190,7 +194,10 @@ def discover(url: str, max_bad_files: int = 0, where: Filter | None = None) -> l
         raise InputError(f"The name of the file {unnamed[0]!r} is not UTF-8. Rename it.")
     _refuse_several_formats(place, list(listed))
     if where is not None:
-        listed = _not_left_out(where, listed, types or types_of_keys(listed.values()), place)
+        wanted = _not_left_out(where, listed, types or types_of_keys(listed.values()), place)
+        if left_out is not None:
+            left_out += [path for path in listed if path not in wanted]
+        listed = wanted
 
     def look(path: str) -> InputFile:
         return replace(_look(root.join(path), path, listed[path], where), key_types=tuple(types.items()))
@@ -501,7 +508,7 @@ def _read(
     finally:
         if reading is not None:
             reading.close()
-    if position < stop:
+    if position < stop and start < stop:
         raise UnreadableFileError(
             f"{file.path} ended {stop - max(start, position)} rows before row {stop}, which it had. Write the file "
             "again."

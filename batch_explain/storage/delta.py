@@ -17,7 +17,7 @@ from batch_explain.storage.filesystems import Location
 from batch_explain.storage.hive import Keys
 
 _ADDRESS = re.compile(r"delta(?:\+(?P<scheme>[a-z0-9]+))?://(?P<path>[^?]*)(?:\?(?P<query>.*))?", re.DOTALL)
-_LOG = "_delta_log"
+LOG_FOLDER = "_delta_log"
 # that change nothing of what is in a table's files
 _HARMLESS = {"columnMapping", "deletionVectors", "timestampNtz", "vacuumProtocolCheck", "v2Checkpoint"}
 _EXAMPLE = "delta://tables/rows?version=12 or delta+abfs://container/rows?timestamp=2024-12-31T23:59:59Z"
@@ -193,7 +193,7 @@ def _opened(address: DeltaAddress) -> Any:
 
 def _written(place: Location, version: int) -> float:
     """When a version was committed, which is its file's time, as deltalake has it; 0 where the file is gone."""
-    log = place.join(_LOG, f"{version:020d}.json")
+    log = place.join(LOG_FOLDER, f"{version:020d}.json")
     try:
         found = log.fs.info(log.path)
     except FileNotFoundError:
@@ -203,7 +203,7 @@ def _written(place: Location, version: int) -> float:
 
 
 def _refuse_plain_table(place: Location) -> None:
-    if not place.fs.isdir(place.path) or not place.fs.isdir(place.join(_LOG).path):
+    if not place.fs.isdir(place.path) or not place.fs.isdir(place.join(LOG_FOLDER).path):
         return
     raise InputError(
         f"The input {place} is a Delta table: files that its log has removed would be read too. Name it by "

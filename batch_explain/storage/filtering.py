@@ -1,6 +1,8 @@
 """Conditions of ``--filter`` against what files hold: types, folders' keys, row groups' statistics, rows."""
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
@@ -101,43 +103,45 @@ def _holds(condition: Condition, operand: Any, kind: pa.DataType) -> Any:
         return pc.is_valid(operand)
     if condition.operator == "in":
         scalars = [scalar for value in condition.values if (scalar := _scalar(condition, value, kind)[0]) is not None]
+        if isinstance(operand, pc.Expression):  # of which older pyarrow takes is_in for anything
+            return functools.reduce(operator.or_, [operand == scalar for scalar in scalars], pc.scalar(False))
         return pc.is_in(operand, value_set=pa.array([scalar.as_py() for scalar in scalars], kind))
-    scalar, operator = _scalar(condition, condition.values[0], kind)
+    scalar, compare = _scalar(condition, condition.values[0], kind)
     if scalar is None:  # a whole number that a fraction is compared with
-        return pc.is_valid(operand) if operator == "!=" else pc.is_null(pc.is_null(operand))
-    return _COMPARE[operator](operand, scalar)
+        return pc.is_valid(operand) if compare == "!=" else pc.is_null(pc.is_null(operand))
+    return _COMPARE[compare](operand, scalar)
 
 
 def _scalar(condition: Condition, value: Literal, kind: pa.DataType) -> tuple[pa.Scalar | None, str]:
     """A value in the column's type, and the operator; None where no value of that type is equal to it."""
-    operator = condition.operator
+    compare = condition.operator
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     kind = pa.string() if str(kind) == "string_view" else kind
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if pa.types.is_null(kind):
-        return None, operator
+        return None, compare
     if pa.types.is_integer(kind) and number:
         if isinstance(value, float) and not value.is_integer():
-            below = operator in (">", ">=")
-            operator = {">": ">", ">=": ">", "<": "<", "<=": "<"}.get(operator, operator)
-            if operator not in ("<", ">"):
-                return None, operator
+            below = compare in (">", ">=")
+            compare = {">": ">", ">=": ">", "<": "<", "<=": "<"}.get(compare, compare)
+            if compare not in ("<", ">"):
+                return None, compare
             value = math.floor(value) if below else math.ceil(value)
         try:
-            return pa.scalar(int(value), kind), operator
+            return pa.scalar(int(value), kind), compare
         except (pa.ArrowInvalid, OverflowError):
             raise OptionError(
                 f"--filter compares '{condition.column}' with {value}, which its type, {kind}, cannot hold. Leave the "
                 "condition out, or write another number."
             ) from None
     if (pa.types.is_floating(kind) or pa.types.is_decimal(kind)) and number:
-        return pa.scalar(float(value), pa.float64() if pa.types.is_decimal(kind) else kind), operator
-    if pa.types.is_boolean(kind) and isinstance(value, bool) and operator in ("=", "!=", "in"):
-        return pa.scalar(value), operator
+        return pa.scalar(float(value), pa.float64() if pa.types.is_decimal(kind) else kind), compare
+    if pa.types.is_boolean(kind) and isinstance(value, bool) and compare in ("=", "!=", "in"):
+        return pa.scalar(value), compare
     if (pa.types.is_string(kind) or pa.types.is_large_string(kind)) and isinstance(value, str):
-        return pa.scalar(value, kind), operator
+        return pa.scalar(value, kind), compare
     if (pa.types.is_timestamp(kind) or pa.types.is_date(kind)) and isinstance(value, str):
-        return _moment(condition, value, kind), operator
+        return _moment(condition, value, kind), compare
     needs = {"bool": "true or false, by = or !="}.get(str(kind), "a number")
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         needs = "a text, in single quotes"
@@ -147,7 +151,7 @@ def _scalar(condition: Condition, value: Literal, kind: pa.DataType) -> tuple[pa
         needs = "nothing: columns of this type have no comparison but is null"
     shown = f"'{value}'" if isinstance(value, str) else str(value).lower()
     raise OptionError(
-        f"--filter compares '{condition.column}', whose type is {kind}, with {shown} by {operator}. It can be compared "
+        f"--filter compares '{condition.column}', whose type is {kind}, with {shown} by {compare}. It can be compared "
         f"with {needs}."
     )
 

@@ -51,7 +51,7 @@ class _JsonLines:
     def names(self, header: bytes) -> list[str]:
         return []
 
-    def types(self, block: bytes, header: bytes, before: int) -> tuple[int, pa.Schema]:
+    def types(self, block: bytes, header: bytes, before: int, known: list[pa.DataType]) -> tuple[int, pa.Schema]:
         try:
             table = _parsed(block, None)
         except pa.ArrowInvalid as error:

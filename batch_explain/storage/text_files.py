@@ -31,8 +31,11 @@ class Dialect(Protocol):
     def names(self, header: bytes) -> list[str]:
         """The columns that the header names; none where there is no header."""
 
-    def types(self, block: bytes, header: bytes, before: int) -> tuple[int, pa.Schema]:
-        """The number of a block's rows, and its columns with the narrowest types; ``before``: rows before it."""
+    def types(self, block: bytes, header: bytes, before: int, known: list[pa.DataType]) -> tuple[int, pa.Schema]:
+        """The number of a block's rows, and its columns with the narrowest types.
+
+        ``before``: rows before it; ``known``: the columns' types there, where the header names columns.
+        """
 
     def parse(self, block: bytes, header: bytes, columns: list[str], schema: pa.Schema) -> pa.Table:
         """Columns of a block's rows, in the types that the schema says."""
@@ -57,7 +60,8 @@ def look(dialect: Dialect, stream: BinaryIO) -> Content:
         for offset, data in _cut(dialect, plain, len(header)):
             whole.update(data)
             _check_text(dialect, data, sum(rows))
-            number, schema = dialect.types(data, header, sum(rows))
+            known = [found[at].type for at in sorted(found)] if named else []
+            number, schema = dialect.types(data, header, sum(rows), known)
             for position, field in enumerate(schema):
                 at = position if named else place.setdefault(field.name, len(place))
                 before = found.setdefault(at, field)
