@@ -14,6 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import settings
+
+# How long an example takes is the machine's business.
+settings.register_profile("batch_explain", deadline=None)
+settings.load_profile("batch_explain")
 
 ROOT = Path(__file__).parent.parent
 HAS_AUTOML = importlib.util.find_spec("azureml") is not None
