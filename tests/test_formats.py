@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import batch_explain as bx
 from batch_explain.errors import BadDataError, InputError
+from batch_explain.integrations.azureml import EntryScript
 from batch_explain.storage import text_files
 from batch_explain.storage.dataset import discover, read_batches
 from tests.comparing import assert_close, frame_of, values_of
@@ -145,6 +146,26 @@ def test_files_may_have_other_columns_in_another_order(engineered: Engineered, t
     expected = engineered.booster.predict(frame, pred_contrib=True)[:, :-1]
     assert_close(values_of(run, "engineered", list(frame))[0], np.concatenate([expected, expected]), 1e-12)
     assert bx.verify_run(tmp_path / "out", recompute="100%").ok
+
+
+@once
+def test_a_platform_brings_files_of_other_types(engineered: Engineered, tmp_path: Path) -> None:
+    """Each is looked at alone: whole numbers in one, and no values at all in another."""
+    frame = engineered.frame[:90].copy()
+    frame.loc[:29, "f3"] = (frame.f3[:30] * 10).round()
+    frame.loc[60:, "f3"] = np.nan
+    (tmp_path / "rows").mkdir()
+    files = [tmp_path / f"rows/{number}.csv" for number in range(3)]
+    for number, path in enumerate(files):
+        frame[number * 30 : number * 30 + 30].astype({"f3": "Int64"} if number == 0 else {}).to_csv(path, index=False)
+    script = EntryScript(explainer=str(engineered.explainer), output=str(tmp_path / "out"))
+    script.init(["--input-root", str(tmp_path / "rows")])
+    script.run([str(path) for path in files])
+    run = bx.finalize_run(tmp_path / "out", input=tmp_path / "rows")
+    expected = engineered.booster.predict(frame, pred_contrib=True)[:, :-1]
+    found = frame_of(run, "engineered").sort_values(["source_file", "source_row"])
+    assert_close(found[list(frame)].to_numpy(), expected, 1e-12)
+    assert not bx.verify_run(tmp_path / "out", recompute="100%").problems
 
 
 def test_types_are_those_of_all_files(tmp_path: Path) -> None:

@@ -310,14 +310,18 @@ def input_files(
 
 
 def types_to_json(files: Iterable[InputFile]) -> dict[str, str]:
-    """Column -> type in files of text, which do not tell it themselves; nested ones are never read."""
-    return {
-        found.name: str(found.type)
-        for file in files
-        if file.problem is None and file.format.types_are_inferred
-        for found in file.schema
-        if not pa.types.is_nested(found.type)
-    }
+    """Column -> type in files of text, which do not tell it themselves; nested ones are never read.
+
+    Where files were looked at one by one, what fits all of them.
+    """
+    types: dict[str, pa.DataType] = {}
+    for file in files:
+        if file.problem is None and file.format.types_are_inferred:
+            for found in file.schema:
+                if not pa.types.is_nested(found.type):
+                    before = types.get(found.name, found.type)
+                    types[found.name] = file.format.joined(before, found.type) or before
+    return {name: str(kind) for name, kind in types.items()}
 
 
 def types_from_json(content: Mapping[str, str]) -> pa.Schema:
