@@ -4,11 +4,13 @@ Azure ML sets RANK, WORLD_SIZE (nodes, as there is one process on each) and MAST
 arguments are those of ``batch-explain run``. DASK_PORT is the scheduler's port, 8786 where nothing is said.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
 
 from distributed import Client
+from wait_for_workers import wait_for_workers  # beside this file
 
 SECONDS = 900  # until all nodes are there
 
@@ -27,10 +29,11 @@ def main(options: list[str]) -> int:
     processes.append(subprocess.Popen([*worker, "--no-dashboard", "--death-timeout", str(SECONDS)]))
     if rank > 0:
         return processes[0].wait()  # until the first node ends the cluster
-    with Client(scheduler, timeout=SECONDS) as client:
-        client.wait_for_workers(nodes * workers, timeout=SECONDS)
-        run = [sys.executable, "-m", "batch_explain", "run", *options, "--scheduler", scheduler, "--resume"]
-        code = subprocess.run(run, check=False).returncode
+    wait_for_workers(scheduler, nodes * workers, SECONDS)
+    run = [sys.executable, "-m", "batch_explain", "run", *options, "--scheduler", scheduler, "--resume"]
+    code = subprocess.run(run, check=False).returncode
+    # ends the workers of all nodes; those of a scheduler that died have ended
+    with contextlib.suppress(OSError, TimeoutError), Client(scheduler, timeout=10) as client:
         client.shutdown()
     for process in processes:
         process.wait()

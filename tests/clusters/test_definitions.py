@@ -105,4 +105,4 @@ def test_the_shell_scripts(script: str) -> None:
 
 def test_every_recipe_is_in_the_readme() -> None:
     text = (RECIPES / "README.md").read_text()
-    assert [path.name for path in RECIPES.iterdir() if path.name not in text and path.name != "README.md"] == []
+    assert [path.name for path in RECIPES.glob("*.*") if path.name not in text and path.name != "README.md"] == []
