@@ -36,6 +36,7 @@ namespace {
 using f64x4 = double __attribute__((vector_size(32)));
 using f64x4u = double __attribute__((vector_size(32), aligned(8)));
 using i8x32 = int8_t __attribute__((vector_size(32)));
+using u8x32 = uint8_t __attribute__((vector_size(32)));
 using i8x32u = int8_t __attribute__((vector_size(32), aligned(1)));
 
 constexpr int LANES = 4;     // features of a quad: doubles that one pattern selects together
@@ -264,23 +265,25 @@ INLINE void form_patterns(const Groups &g, const Terms &t, int part, const int8_
     const uint32_t scale = (uint32_t)g.plane_scale[plane] * unit;
     const int64_t begin = g.first_term[plane], predicates = g.first_predicate[plane], end = g.first_term[plane + 1];
     for (int r0 = 0; r0 < rows; r0 += TILE) {
-      i8x32 sum[TILE / BYTES];
-      sum[0] = sum[1] = sum[2] = sum[3] = i8x32{};
+      u8x32 sum[TILE / BYTES];
+      sum[0] = sum[1] = sum[2] = sum[3] = u8x32{};
       for (int64_t k = begin; k < predicates; ++k) {
         const i8x32u *code = (const i8x32u *)(codes + t.column[k] * CODES + r0);
-        const i8x32 threshold = i8x32{} + t.threshold[k], delta = i8x32{} + (int8_t)t.delta[k];
-        sum[0] += (i8x32)(code[0] > threshold) & delta;
-        sum[1] += (i8x32)(code[1] > threshold) & delta;
-        sum[2] += (i8x32)(code[2] > threshold) & delta;
-        sum[3] += (i8x32)(code[3] > threshold) & delta;
+        const i8x32 threshold = i8x32{} + t.threshold[k];
+        const u8x32 delta = u8x32{} + t.delta[k];
+        sum[0] += (u8x32)(code[0] > threshold) & delta;
+        sum[1] += (u8x32)(code[1] > threshold) & delta;
+        sum[2] += (u8x32)(code[2] > threshold) & delta;
+        sum[3] += (u8x32)(code[3] > threshold) & delta;
       }
       for (int64_t k = predicates; k < end; ++k) {
         const i8x32u *code = (const i8x32u *)(codes + t.column[k] * CODES + r0);
-        const i8x32 mask = i8x32{} + (int8_t)t.mask[k], delta = i8x32{} + (int8_t)t.delta[k];
-        sum[0] += (i8x32)((code[0] & mask) == mask) & delta;
-        sum[1] += (i8x32)((code[1] & mask) == mask) & delta;
-        sum[2] += (i8x32)((code[2] & mask) == mask) & delta;
-        sum[3] += (i8x32)((code[3] & mask) == mask) & delta;
+        const i8x32 mask = i8x32{} + (int8_t)t.mask[k];
+        const u8x32 delta = u8x32{} + t.delta[k];
+        sum[0] += (u8x32)((code[0] & mask) == mask) & delta;
+        sum[1] += (u8x32)((code[1] & mask) == mask) & delta;
+        sum[2] += (u8x32)((code[2] & mask) == mask) & delta;
+        sum[3] += (u8x32)((code[3] & mask) == mask) & delta;
       }
       alignas(32) uint8_t bytes[TILE];
       std::memcpy(bytes, sum, TILE);
