@@ -123,6 +123,8 @@ def idle_at_the_end(run_folder: Path) -> float:
     for path in (run_folder / "_run/receipts").glob("*.json"):
         pid = json.loads(path.read_text())["worker"]["pid"]
         last[pid] = max(last.get(pid, 0.0), path.stat().st_mtime)
+    if len(last) < WORKERS:
+        raise RuntimeError("one worker did all of it")
     return max(last.values()) - min(last.values())
 
 

@@ -34,6 +34,14 @@ class Machines:
         return f"{self._net}.{10 + machine}"
 
     def __enter__(self) -> "Machines":
+        try:
+            self._connect()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _connect(self) -> None:
         _ip("link", "add", self._name, "type", "bridge")
         _ip("addr", "add", f"{self._net}.1/24", "dev", self._name)
         _ip("link", "set", self._name, "up")
@@ -45,16 +53,15 @@ class Machines:
             _ip("-n", space, "addr", "add", f"{self.address(machine)}/24", "dev", "eth0")
             for device in ("eth0", "lo"):
                 _ip("-n", space, "link", "set", device, "up")
-        return self
 
     def __exit__(self, *exception: object) -> None:
         for process in reversed(self.processes):
             process.kill()
             process.wait(30)
         for machine in range(self._count):
-            _ip("link", "del", f"{self._name}v{machine}")
-            _ip("netns", "del", f"{self._name}n{machine}")
-        _ip("link", "del", self._name)
+            _ip("link", "del", f"{self._name}v{machine}", check=False)
+            _ip("netns", "del", f"{self._name}n{machine}", check=False)
+        _ip("link", "del", self._name, check=False)
         self._log.close()
 
     def start(
@@ -74,8 +81,8 @@ class Machines:
         return process
 
 
-def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True)
+def _ip(*arguments: str, check: bool = True) -> None:
+    subprocess.run(["ip", *arguments], check=check)
 
 
 def certificates(folder: Path, addresses: list[str]) -> tuple[Path, Path]:

@@ -6,6 +6,7 @@ import logging
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from batch_explain.engine.environment import environment
 from batch_explain.engine.executors import WINDOW, Executor
 from batch_explain.engine.partitions import Partition
 from batch_explain.engine.plan import Plan
-from batch_explain.engine.same_versions import refuse_unlike_workers
+from batch_explain.engine.same_versions import needed, refuse_unlike_workers
 from batch_explain.engine.workers import load_on_worker, run_on_worker
 from batch_explain.errors import (
     ArtifactError,
@@ -32,7 +33,7 @@ from batch_explain.errors import (
 )
 from batch_explain.storage.attempts import read_attempts
 from batch_explain.storage.filesystems import Location
-from batch_explain.storage.reading import let_go
+from batch_explain.storage.ranges import let_go
 from batch_explain.storage.receipts import Receipt
 
 _CONNECT_SECONDS = 20
@@ -64,16 +65,15 @@ class KilledWorkerError(Exception):
 
 
 class CarriedArtifacts(WorkerPlugin):
-    """Has the scheduler give the artifacts to all workers, those that come later as well."""
+    """Has the scheduler give the artifacts of one run to all workers, those that come later as well."""
 
-    name = "batch-explain-artifacts"
-
-    def __init__(self, carried: Carried) -> None:
+    def __init__(self, carried: Carried, name: str) -> None:
         self._carried = carried
+        self.name = name
 
     def setup(self, worker: Any) -> None:
         """Before a worker's first task."""
-        self._carried.unpack()
+        self._carried.unpack(worker.local_directory)
 
     def teardown(self, worker: Any) -> None:
         """When it goes, or the run is over."""
@@ -101,6 +101,10 @@ class ClusterExecutor(Executor):
         self._address = None if plan.options.scheduler == "processes" else plan.options.scheduler
         self._counted_at = 0.0
         self._begun: distributed.Event | None = None
+        self._needed = needed()
+        self._name = (
+            f"batch-explain-{uuid.uuid4().hex}"  # of this run on a cluster that may have others, and older ones
+        )
         self.workers = workers
 
     def __enter__(self) -> Executor:
@@ -134,13 +138,11 @@ class ClusterExecutor(Executor):
         """See :class:`Executor`: what is missing on a worker is known before anything is written."""
         options, key = self._plan.options, self._artifact_key
         if self._address is not None:
-            self._guard(lambda: refuse_unlike_workers(self._client))
-            if any(self._guard(lambda: self._client.run(lacks, options, key)).values()):
-                self._carry(CarriedArtifacts(Carried.of(options)))
-        loaded = self._guard(
-            lambda: self._client.run(load_on_worker, options, key, self._plan.learned, on_error="return")
-        )
-        failed = {worker: answer for worker, answer in loaded.items() if isinstance(answer, Exception)}
+            self._guard(lambda: refuse_unlike_workers(self._client, self._needed))
+            if any(answer is True for answer in self._ask(lacks, options, key).values()):
+                self._carry(CarriedArtifacts(Carried.of(options, key), self._name))
+        answers = self._ask(load_on_worker, options, key, self._plan.learned)
+        failed = {worker: answer for worker, answer in answers.items() if isinstance(answer, Exception)}
         for worker, error in failed.items():
             if self._address is not None and isinstance(error, ArtifactError | ImportError):
                 others = f" and on {len(failed) - 1} more" if len(failed) > 1 else ""
@@ -150,16 +152,22 @@ class ClusterExecutor(Executor):
                 ) from error
             self._guard(functools.partial(_raise, error))
 
+    def _ask(self, call: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+        """What a call gives, or raises, on each worker; not of workers that went meanwhile."""
+        answers = self._guard(lambda: self._client.run(call, *arguments, on_error="return"))
+        there = self._guard(self._client.nthreads)
+        return {worker: answer for worker, answer in answers.items() if worker in there}
+
     def _carry(self, plugin: CarriedArtifacts) -> None:
         """Give the artifacts to the workers, until the run is over."""
         old = not hasattr(self._client, "register_plugin")  # Dask of the AutoML stack
         register = self._client.register_worker_plugin if old else self._client.register_plugin
-        self._guard(lambda: register(plugin, name=plugin.name))
         self._stack.callback(_quietly, lambda: self._client.unregister_worker_plugin(plugin.name))
+        self._guard(lambda: register(plugin, name=plugin.name))
 
     def __exit__(self, *exception: object) -> None:
         if self._address is not None:
-            _quietly(lambda: self._client.run(let_go))
+            _quietly(lambda: self._client.run(let_go, wait=False))
         self._stack.close()
 
     def _wait_for_workers(self, stack: contextlib.ExitStack) -> None:
@@ -187,7 +195,7 @@ class ClusterExecutor(Executor):
 
     def _count_workers(self) -> int:
         self._counted_at = time.monotonic()
-        self.workers = sum(self._client.nthreads().values())
+        self.workers = sum(self._guard(self._client.nthreads).values())
         return self.workers
 
     def _workers_now(self) -> int:
@@ -312,7 +320,8 @@ class ClusterExecutor(Executor):
             self._plan.options,
             self._digest,
             tuple(partition.index for partition in chunk),
-            key=f"explain-{self._digest[:16]}-{chunk[0].index}{suffix}",
+            self._needed,
+            key=f"{self._name}-{chunk[0].index}{suffix}",
             pure=False,
         )
 

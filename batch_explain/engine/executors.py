@@ -10,7 +10,7 @@ from batch_explain.engine.environment import cores
 from batch_explain.engine.explaining import Context
 from batch_explain.engine.partitions import Partition
 from batch_explain.engine.task import run_partition
-from batch_explain.storage.reading import let_go
+from batch_explain.storage.ranges import let_go
 from batch_explain.storage.receipts import Receipt
 
 if TYPE_CHECKING:

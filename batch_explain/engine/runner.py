@@ -47,7 +47,7 @@ from batch_explain.storage.dataset import InputFile, discover, read_rows
 from batch_explain.storage.delta import DeltaAddress, pinned
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import Claim, claim_output
-from batch_explain.storage.reading import let_go
+from batch_explain.storage.ranges import let_go
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -65,7 +65,10 @@ def run(options: RunOptions, observers: Sequence[Observer] = (), client: "Client
 
     output = Location(options.output)
     with reading_errors():
-        prepared = prepare(options, emit)
+        try:
+            prepared = prepare(options, emit)
+        finally:
+            let_go(mine=True)
         claim, plan, artifacts = prepared.claim, prepared.plan, prepared.artifacts
         planned = time.perf_counter()
         if claim.resumes and is_finished(output):
@@ -140,7 +143,6 @@ def prepare(options: RunOptions, emit: Observer) -> Prepared:
     expected = _estimate(plan, artifacts)
     where = str(Location(options.output))
     emit(RunPlanned(len(files), plan.rows, len(plan.partitions), where, **dataclasses.asdict(expected)))
-    let_go()  # of what was looked at
     return Prepared(claim, plan, artifacts, expected, {"load": loaded - started, "plan": planned - loaded})
 
 

@@ -1,4 +1,4 @@
-"""Workers must have the packages, and the versions, that the run was planned with: values and bytes depend on them."""
+"""Workers must have the packages, and the versions, that this process computes with: values depend on them."""
 
 import functools
 import platform
@@ -7,20 +7,20 @@ from importlib import metadata
 from typing import Any
 
 from batch_explain.engine.plan import versions
-from batch_explain.errors import OptionError, mask_secrets
+from batch_explain.errors import InterruptedRunError, OptionError, mask_secrets
 
 _MODULES = {"batch-explain": "batch_explain", "scikit-learn": "sklearn", "interpret-community": "interpret_community"}
 _NAMED = 4  # workers in a message
 
 
-def needed() -> dict[str, str]:
-    """Packages that this process uses, of those that values and bytes depend on -> version; Python as 3.10 is."""
+def needed() -> tuple[tuple[str, str], ...]:
+    """Packages that this process uses, of those that values depend on, with their versions; Python's as 3.10."""
     known = {name: version for name, version in versions().items() if name not in ("python", "platform")}
     found = {name: version for name, version in known.items() if _module(name) in sys.modules}
-    return {"python": _minor(platform.python_version()), **found}
+    return (("python", _minor(platform.python_version())), *found.items())
 
 
-def refuse_unlike_workers(client: Any) -> None:
+def refuse_unlike_workers(client: Any, packages: tuple[tuple[str, str], ...]) -> None:
     """See, before anything of ours runs there, whether all workers of a cluster have what is needed.
 
     What is asked there are functions of the standard library alone: a worker may lack everything else.
@@ -31,9 +31,11 @@ def refuse_unlike_workers(client: Any) -> None:
         If one lacks a package, or has another version of it; packages and workers are named.
     """
     wrong: dict[str, list[str]] = {}
-    for name, version in needed().items():
+    for name, version in packages:
         ask = (platform.python_version,) if name == "python" else (metadata.version, name)
         for worker, answer in client.run(*ask, on_error="return").items():
+            if isinstance(answer, Exception) and not isinstance(answer, metadata.PackageNotFoundError):
+                continue  # it has gone; one that is there will say more when it loads
             there = _said(name, answer)
             if there != version:
                 has = f"no {name}" if there is None else f"{name} {there}"
@@ -46,22 +48,25 @@ def refuse_unlike_workers(client: Any) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def refuse_other_versions(planned_with: tuple[tuple[str, str], ...]) -> None:
-    """See, once in a worker that may have come late, whether it has the versions of the plan.
+def refuse_other_versions(packages: tuple[tuple[str, str], ...]) -> None:
+    """See, once in a worker that may have come late, whether it has what is needed.
 
     Raises
     ------
-    OptionError
-        If it has another version of a package that it uses.
+    InterruptedRunError
+        If it lacks a package, or has another version of it.
     """
-    here, planned = needed(), dict(planned_with)
-    planned["python"] = _minor(planned["python"])
-    if wrong := [name for name in here if name in planned and here[name] != planned[name]]:
-        name = wrong[0]
-        raise OptionError(
-            f"The worker {platform.node()} has {name} {here[name]}, and the run was planned with {planned[name]}. "
-            "Values depend on this package: install the same version on all workers, and go on with --resume."
-        )
+    for name, version in packages:
+        try:
+            there = _said(name, platform.python_version() if name == "python" else metadata.version(name))
+        except metadata.PackageNotFoundError:
+            there = None
+        if there != version:
+            raise InterruptedRunError(
+                f"A worker on {platform.node()} has {f'{name} {there}' if there else f'no {name}'}, and the run began "
+                f"with {version}. Values depend on this package: install the same version on all workers, and go on "
+                "with --resume."
+            )
 
 
 def _module(package: str) -> str:

@@ -34,6 +34,7 @@ from batch_explain.storage.atomic import FileRecord
 from batch_explain.storage.attempts import attempt
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import RUN_ID_FILE
+from batch_explain.storage.ranges import let_go
 from batch_explain.storage.receipts import Receipt, valid_receipt, write_receipt
 from batch_explain.storage.tables import PartWriter, TableSpec
 from batch_explain.summary import fidelity
@@ -209,6 +210,8 @@ def _within(seconds: float | None, partition: Partition, work: Callable[[], Rece
             answer.set_result(work())
         except BaseException as error:
             answer.set_exception(error)
+        finally:
+            let_go(mine=True)  # this thread reads no more
 
     # a daemon: a task that hangs for ever must not keep the process
     threading.Thread(target=do, name=f"partition {partition.index}", daemon=True).start()

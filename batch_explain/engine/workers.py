@@ -8,23 +8,30 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from batch_explain.engine.artifacts import Artifacts, name_outputs
-from batch_explain.engine.carried import with_carried
+from batch_explain.engine.carried import located
 from batch_explain.engine.explaining import Context
 from batch_explain.engine.plan import artifact_digests, read_plan
 from batch_explain.engine.same_versions import refuse_other_versions
 from batch_explain.engine.task import run_partition
 from batch_explain.errors import ArtifactError, InterruptedRunError
 from batch_explain.options import RunOptions
+from batch_explain.storage.ranges import let_go
 from batch_explain.storage.receipts import Receipt
 
 _LOADING = threading.Lock()
 
 
-def run_on_worker(options: RunOptions, digest: str, numbers: tuple[int, ...]) -> list[Receipt]:
+def run_on_worker(
+    options: RunOptions, digest: str, numbers: tuple[int, ...], needed: tuple[tuple[str, str], ...] = ()
+) -> list[Receipt]:
     """Do some partitions, one after the other; plan and artifacts are loaded at the process's first task."""
+    refuse_other_versions(needed)
     context = worker_context(options, digest)
-    refuse_other_versions(tuple(sorted(context.plan.versions.items())))
-    return [run_partition(context, context.plan.partition(number)) for number in numbers]
+    try:
+        return [run_partition(context, context.plan.partition(number)) for number in numbers]
+    except BaseException:
+        let_go(mine=True)
+        raise
 
 
 def load_on_worker(options: RunOptions, artifact_key: tuple[tuple[str, str], ...], learned: dict[str, Any]) -> None:
@@ -50,7 +57,7 @@ def loaded_artifacts(options: RunOptions) -> Artifacts:
 @functools.lru_cache(maxsize=1)
 def _load_artifacts(options: RunOptions, artifact_key: tuple[tuple[str, str], ...]) -> tuple[Artifacts, float]:
     """Artifacts, once a process, and when; they must be the very files that were planned with."""
-    here = with_carried(options)
+    here = located(options, artifact_key)
     found = artifact_digests(here)
     if changed := [name for name, digest in artifact_key if found.get(name) != digest]:
         raise ArtifactError(

@@ -11,6 +11,7 @@ from batch_explain.engine.schema import as_trained, check_columns, require
 from batch_explain.errors import InputError
 from batch_explain.options import RunOptions
 from batch_explain.storage.dataset import InputFile, discover, hive_types, read_batches
+from batch_explain.storage.ranges import let_go
 from batch_explain.storage.tables import SOURCE_IDS
 from batch_explain.summary.sample import Sampling
 from batch_explain.teachers.base import Teacher
@@ -189,6 +190,7 @@ def read(dataset: Dataset, chosen: Sequence[np.ndarray], teacher: Teacher) -> Ro
                 ids = [pa.array([file.path] * len(here), pa.string()), pa.array(here, pa.int64())]
                 parts.append(pa.table([*ids, *part.columns], [FILE, ROW, *wanted]))
             first += table.num_rows
+    let_go(mine=True)
     try:
         table = pa.concat_tables(parts, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:

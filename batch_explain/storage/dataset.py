@@ -16,7 +16,7 @@ from batch_explain.storage.filesystems import Location
 from batch_explain.storage.filtering import check_types, groups_without, key_may_hold, rows_that_hold
 from batch_explain.storage.formats import Block, ChangedError, Content, Format, format_of
 from batch_explain.storage.hive import Keys, hive_keys, scalar_of, types_of_keys, with_keys
-from batch_explain.storage.reading import Reading, keep, last_reading
+from batch_explain.storage.ranges import Reading, keep, last_reading
 
 __all__ = [
     "InputFile", "dataset_root", "discover", "hive_keys", "hive_types", "hive_value", "input_files", "location_of",
@@ -478,14 +478,14 @@ def _read(
 ) -> Iterator[tuple[pa.RecordBatch, int]]:
     """All rows of a range, and the position of each piece's first."""
     place, content = Location(file.url), file.content
-    groups, first = _from(file, start)
+    groups, first = _groups(file, start, stop)
     reading = last_reading()
-    if reading is not None and not reading.goes_on(place, content, first, start, columns, batch_rows):
+    if reading is not None and not reading.goes_on(place, content, first, start, stop, columns, batch_rows):
         reading.close()
         reading = None
     position = start
     try:
-        reading = reading or Reading(place, file.format, content, groups, first, columns, batch_rows)
+        reading = reading or Reading(place, file.format, content, groups, first, stop, columns, batch_rows)
         # a column named twice or nested may bring others
         for batch in reading.until(stop):
             if not columns:
@@ -519,12 +519,16 @@ def _read(
         )
 
 
-def _from(file: InputFile, start: int) -> tuple[list[int], int]:
-    """The row groups from the one that holds a row to the end, or to a skipped one; and the first row of the first."""
-    first = 0
+def _groups(file: InputFile, start: int, stop: int) -> tuple[list[int], int]:
+    """The row groups of a range, and those behind it up to one that is skipped; and the first row of the first."""
+    groups: list[int] = []
+    first = position = 0
     for group, rows in enumerate(file.row_groups):
-        if first + rows > start:
-            skipped = (each for each in range(group, len(file.row_groups)) if each in file.skipped)
-            return list(range(group, next(skipped, len(file.row_groups)))), first
-        first += rows
-    return [], first
+        if position >= stop and (not groups or group in file.skipped):
+            break
+        if position + rows > start:
+            if not groups:
+                first = position
+            groups.append(group)
+        position += rows
+    return groups, first

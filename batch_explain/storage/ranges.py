@@ -27,6 +27,8 @@ class Reading:
         To the end of the file, or to where a filter skips row groups.
     position : int
         The first row of the first group; then the row that comes next.
+    stop : int
+        Where the first range ends.
     columns : list of str
     batch_rows : int
     """
@@ -38,23 +40,27 @@ class Reading:
         content: Content,
         groups: list[int],
         position: int,
+        stop: int,
         columns: list[str],
         batch_rows: int,
     ) -> None:
         self.position = position
         self.end = position + sum(content.row_groups[group] for group in groups)
         self._what = (place.url, content.fingerprint, tuple(columns), batch_rows)
-        self._version = _version(place)
+        # asked before it is opened, and not where nothing is left to go on with: it is a request
+        self._version = _version(place) if stop < self.end else None
         self._batches = _closable(form.read(place, content, groups, columns, batch_rows))
         self._left: pa.RecordBatch | None = None
 
     def goes_on(
-        self, place: Location, content: Content, first: int, start: int, columns: list[str], batch_rows: int
+        self, place: Location, content: Content, first: int, start: int, stop: int, columns: list[str], batch_rows: int
     ) -> bool:
         """Whether a range, whose row group begins at ``first``, can be had from here with less decoding than anew."""
         if self._what != (place.url, content.fingerprint, tuple(columns), batch_rows):
             return False
-        return first <= self.position <= start and self._version is not None and self._version == _version(place)
+        if not first <= self.position <= start or stop > self.end or self._version is None:
+            return False
+        return self._version == _version(place)
 
     def until(self, stop: int) -> Iterator[pa.RecordBatch]:
         """Batches up to a row; ``position`` is behind each when it is given."""
@@ -90,10 +96,11 @@ def keep(reading: Reading) -> None:
     _open[threading.get_ident()] = reading
 
 
-def let_go() -> None:
-    """Close what any thread left open."""
-    while _open:
-        _open.popitem()[1].close()
+def let_go(*, mine: bool = False) -> None:
+    """Close what any thread left open, or what this one did."""
+    for thread in [threading.get_ident()] if mine else list(_open):
+        if (reading := _open.pop(thread, None)) is not None:
+            reading.close()
 
 
 def _version(place: Location) -> tuple[Any, ...] | None:
