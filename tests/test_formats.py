@@ -18,7 +18,8 @@ import batch_explain as bx
 from batch_explain.errors import BadDataError, InputError
 from batch_explain.integrations.azureml import EntryScript
 from batch_explain.storage import text_files
-from batch_explain.storage.dataset import discover, read_batches
+from batch_explain.storage.dataset import discover
+from batch_explain.storage.reading import read_batches
 from tests.comparing import assert_close, frame_of, values_of
 from tests.conftest import Engineered, Small, once
 
