@@ -215,9 +215,9 @@ def test_runs_append_one_commit_each(small: Small, rows: Path, tmp_path: Path) -
 
 
 @once
-@pytest.mark.parametrize("step", [2, 4, 5])
+@pytest.mark.parametrize("step", [4, 5])
 def test_a_killed_end_commits_once(step: int, small: Small, rows: Path, tmp_path: Path) -> None:
-    """Killed before, between and behind the commits of four tables, then resumed."""
+    """Killed between the commits to four tables that had rows before, and behind those that make them; then resumed."""
     program = f"""
 import os, signal
 import batch_explain as bx

@@ -21,7 +21,8 @@ from batch_explain.engine.status import status
 from batch_explain.errors import InputError, OptionError
 from batch_explain.filters import Filter
 from batch_explain.options import RunOptions
-from batch_explain.storage.dataset import discover, read_rows
+from batch_explain.storage.dataset import discover
+from batch_explain.storage.reading import read_rows
 from tests.comparing import assert_close, frame_of, values_of
 from tests.conftest import Engineered, once
 

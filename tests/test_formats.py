@@ -18,7 +18,8 @@ import batch_explain as bx
 from batch_explain.errors import BadDataError, InputError
 from batch_explain.integrations.azureml import EntryScript
 from batch_explain.storage import text_files
-from batch_explain.storage.dataset import discover, read_batches
+from batch_explain.storage.dataset import discover
+from batch_explain.storage.reading import read_batches
 from tests.comparing import assert_close, frame_of, values_of
 from tests.conftest import Engineered, Small, once
 
@@ -215,6 +216,11 @@ def test_any_text_is_cut_right(tmp_path_factory: pytest.TempPathFactory, rows: l
         ("x.csv", b"a,b\n1,\xff\n", "row 0 or one close to it is not UTF-8"),
         ("x.csv.gz", gzip.compress(b"a,b\n1,2\n", mtime=0)[:-6], "end"),
         ("x.jsonl", '{"a": 1}\n{"a": "x"}\n', "column 'a' changed from number to string in row 1"),
+        (
+            "x.jsonl",
+            '{"a": 1}\n{"a": 18446744073709551617}\n',
+            "row 1, column 'a': a whole number that 64 bits do not hold",
+        ),
         ("x.json", '[{"a": 1}]\n', "the line changed from object to array in row 0"),
         ("x.jsonl", '{"a": 1}{"a": 2}\n', "each must have a line of its own"),
         ("x.arrow", b"ARROW0", "it does not end as an Arrow file"),

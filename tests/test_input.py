@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 import batch_explain as bx
 from batch_explain.engine.partitions import cut
 from batch_explain.errors import BadDataError
-from batch_explain.storage.dataset import InputFile, discover, read_batches
+from batch_explain.storage.dataset import InputFile, discover
 from batch_explain.storage.ranges import let_go
+from batch_explain.storage.reading import read_batches
 from tests.comparing import assert_close, frame_of, values_of
 from tests.conftest import Engineered, once
 

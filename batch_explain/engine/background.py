@@ -9,8 +9,9 @@ from batch_explain.engine.schema import as_trained, check_columns
 from batch_explain.errors import BadDataError, InputError, OptionError
 from batch_explain.options import RunOptions
 from batch_explain.storage.atomic import sha256_of
-from batch_explain.storage.dataset import discover, read_batches
+from batch_explain.storage.dataset import discover
 from batch_explain.storage.filesystems import Location
+from batch_explain.storage.reading import read_batches
 from batch_explain.treeshap.background import MOST_ROWS, check_count
 
 

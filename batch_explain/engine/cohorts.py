@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from batch_explain.engine.schema import require, some_of
 from batch_explain.errors import InputError, OptionError, UnreadableFileError
-from batch_explain.storage.dataset import InputFile, hive_value, read_batches
+from batch_explain.storage.dataset import InputFile, hive_value
+from batch_explain.storage.reading import read_batches
 from batch_explain.summary.cohorts import PREDICTED_CLASS, Asked, Cohort, is_groupable, is_number
 
 LOOKED_AT = 1_000_000  # rows: so many are read whole

@@ -24,7 +24,7 @@ from batch_explain.engine.rows import Rows
 from batch_explain.engine.series import SeriesPartition, SeriesRows, read_series
 from batch_explain.engine.series_batch import explain_good_series
 from batch_explain.errors import BadDataError
-from batch_explain.storage.dataset import read_rows
+from batch_explain.storage.reading import read_rows
 from batch_explain.summary.tally import Layout
 from batch_explain.teachers.columns import BadValueError
 

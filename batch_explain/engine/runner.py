@@ -43,11 +43,12 @@ from batch_explain.events import (
 from batch_explain.options import SCHEDULERS, RunOptions
 from batch_explain.results import Run, is_finished, open_run
 from batch_explain.storage.attempts import forget_attempts
-from batch_explain.storage.dataset import InputFile, discover, read_rows
+from batch_explain.storage.dataset import InputFile, discover
 from batch_explain.storage.delta import DeltaAddress, pinned
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.output import Claim, claim_output
 from batch_explain.storage.ranges import let_go
+from batch_explain.storage.reading import read_rows
 
 if TYPE_CHECKING:
     from distributed import Client

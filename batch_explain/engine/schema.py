@@ -132,8 +132,9 @@ def check_filter(options: RunOptions, files: Sequence[InputFile]) -> None:
         return
     readable = [file for file in files if file.problem is None]
     keys = hive_types(readable)
-    for schema, file in {file.schema: file for file in readable}.items():
-        check_types(where, schema, keys, file.path)
+    kinds = {(file.schema, tuple(key for key, _ in file.hive)): file for file in readable}
+    for (schema, names), file in kinds.items():
+        check_types(where, schema, {name: keys[name] for name in names}, file.path)
 
 
 def column_problem(column: Column, found: pa.DataType, *, engineered: bool) -> str | None:

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 
 from batch_explain.engine.rows import Rows
 from batch_explain.errors import BadDataError, IntegrityError
-from batch_explain.storage.dataset import InputFile, read_batches
+from batch_explain.storage.dataset import InputFile
+from batch_explain.storage.reading import read_batches
 from batch_explain.teachers.columns import BadValueError, Column, to_frame
 
 # Before the columns that say of which series, time and origin a line is: raw features may have the columns' own names.

@@ -11,7 +11,8 @@ from batch_explain.engine.artifacts import Artifacts, Batch
 from batch_explain.engine.cohorts import ranges_to_read
 from batch_explain.engine.schema import some_of
 from batch_explain.errors import UnreadableFileError
-from batch_explain.storage.dataset import InputFile, hive_value, read_batches
+from batch_explain.storage.dataset import InputFile, hive_value
+from batch_explain.storage.reading import read_batches
 from batch_explain.summary.cohorts import count_labels, most_frequent
 from batch_explain.summary.sketches import (
     CATEGORY,

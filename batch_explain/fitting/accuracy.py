@@ -8,7 +8,7 @@ import pandas as pd
 
 from batch_explain.fitting.rows import Dataset
 from batch_explain.results import Run
-from batch_explain.storage.dataset import read_batches
+from batch_explain.storage.reading import read_batches
 
 _BATCH_ROWS = 65_536
 

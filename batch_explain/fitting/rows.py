@@ -10,8 +10,9 @@ import pyarrow as pa
 from batch_explain.engine.schema import as_trained, check_columns, require
 from batch_explain.errors import InputError
 from batch_explain.options import RunOptions
-from batch_explain.storage.dataset import InputFile, discover, hive_types, read_batches
+from batch_explain.storage.dataset import InputFile, discover, hive_types
 from batch_explain.storage.ranges import let_go
+from batch_explain.storage.reading import read_batches
 from batch_explain.storage.tables import SOURCE_IDS
 from batch_explain.summary.sample import Sampling
 from batch_explain.teachers.base import Teacher

@@ -1,6 +1,7 @@
 """What a file of rows can be, chosen by its name: one object for each format."""
 
 import hashlib
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
@@ -9,6 +10,8 @@ import pyarrow as pa
 
 from batch_explain.storage.filesystems import Location
 
+# what a damaged file makes its readers raise; Arrow's exceptions are among them
+DAMAGE = (OSError, EOFError, ValueError, zlib.error, pa.ArrowException)
 _DIGITS = 32
 
 

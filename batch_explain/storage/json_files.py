@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json
 
 from batch_explain.storage import text_files
@@ -12,6 +13,7 @@ from batch_explain.storage.filesystems import Location
 from batch_explain.storage.formats import Content, FormatError
 from batch_explain.storage.text_files import MOMENT
 
+_LONG_INTEGER = re.compile(rb"(?<![\w.+\"-])-?[1-9]\d{18,}(?![\w.\"])")
 _NUMBERS = {pa.int64(), pa.float64()}
 
 
@@ -61,6 +63,9 @@ class _JsonLines:
             raise FormatError(
                 f"rows {before} to {before + table.num_rows} stand in {lines} lines: each must have a line of its own"
             )
+        for field in table.schema:
+            if field.type == pa.float64():
+                _refuse_rounded(field.name, table[field.name], block, before)
         return lines, pa.schema([field.with_type(_type_of(table[field.name])) for field in table.schema])
 
     def parse(self, block: bytes, header: bytes, columns: list[str], schema: pa.Schema) -> pa.Table:
@@ -91,6 +96,17 @@ def _type_of(column: pa.ChunkedArray) -> pa.DataType:
     except pa.ArrowInvalid:  # beyond the years that nanoseconds can hold
         return pa.string()
     return MOMENT
+
+
+def _refuse_rounded(name: str, column: pa.ChunkedArray, block: bytes, before: int) -> None:
+    """Whole numbers beyond 64 bits, of which pyarrow makes floats in silence: ids, most often."""
+    large = pc.greater_equal(pc.abs(column), float(2**63))
+    at = pc.index(large, True).as_py()
+    if at >= 0 and _LONG_INTEGER.search(block):
+        raise FormatError(
+            f"row {before + at}, column '{name}': a whole number that 64 bits do not hold would be rounded. Write it "
+            "as a text"
+        )
 
 
 def _placed(reason: str, before: int) -> str:
