@@ -235,3 +235,17 @@ def test_a_killed_run_is_resumed_with_the_same_filter_alone(
         )  # fmt: skip
     subprocess.run(command, check=True, capture_output=True)
     pd.testing.assert_frame_equal(frame_of(bx.open_run(tmp_path / "killed"), "engineered"), expected, check_exact=True)
+
+
+def test_cohorts_of_many_row_groups_some_of_them_skipped(engineered: Engineered, tmp_path: Path) -> None:
+    """More than are looked at one by one: those between two skipped ones are read together."""
+    frame = engineered.frame.assign(a=np.repeat(np.arange(300) % 3, 10))
+    frame.to_parquet(tmp_path / "rows.parquet", index=False, row_group_size=10)
+    run = bx.explain_dataset(
+        input=tmp_path / "rows.parquet", explainer=engineered.explainer, output=tmp_path / "out", scheduler="sync",
+        filter="a != 1", cohort="a", report=False,
+    )  # fmt: skip
+    assert run.info["rows"]["explained"] == 2_000
+    found = run.cohorts("engineered")
+    groups = found[found.feature.eq("f0") & found.cohort.eq("a")]
+    assert dict(zip(groups.group, groups["count"], strict=True)) == {"0": 1_000, "2": 1_000}
