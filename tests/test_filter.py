@@ -246,6 +246,6 @@ def test_cohorts_of_many_row_groups_some_of_them_skipped(engineered: Engineered,
         filter="a != 1", cohort="a", report=False,
     )  # fmt: skip
     assert run.info["rows"]["explained"] == 2_000
-    found = run.cohorts("engineered")
+    found = run.cohorts()
     groups = found[found.feature.eq("f0") & found.cohort.eq("a")]
     assert dict(zip(groups.group, groups["count"], strict=True)) == {"0": 1_000, "2": 1_000}
