@@ -10,13 +10,14 @@ from batch_explain.engine.plan import versions
 from batch_explain.errors import InterruptedRunError, OptionError, mask_secrets
 
 _MODULES = {"batch-explain": "batch_explain", "scikit-learn": "sklearn", "interpret-community": "interpret_community"}
+_ALWAYS = ("batch-explain", "numpy", "pyarrow", "lightgbm")  # even where this process has not come to them yet
 _NAMED = 4  # workers in a message
 
 
 def needed() -> tuple[tuple[str, str], ...]:
     """Packages that this process uses, of those that values depend on, with their versions; Python's as 3.10."""
     known = {name: version for name, version in versions().items() if name not in ("python", "platform")}
-    found = {name: version for name, version in known.items() if _module(name) in sys.modules}
+    found = {name: version for name, version in known.items() if name in _ALWAYS or _module(name) in sys.modules}
     return (("python", _minor(platform.python_version())), *found.items())
 
 
