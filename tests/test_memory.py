@@ -14,7 +14,7 @@ import pytest
 
 import batch_explain as bx
 from batch_explain.errors import OptionError
-from tests.conftest import ROOT, once
+from tests.conftest import ROOT, Engineered, once
 
 ROWS, COLUMNS = 20_000, 600
 
@@ -75,3 +75,18 @@ def test_a_limit_that_holds_nothing_is_refused(wide: dict[str, Any], tmp_path: P
     assert not (tmp_path / "out").exists()
     with pytest.raises(OptionError, match="--memory-limit is 'much'"):
         bx.explain_dataset(**wide, output=tmp_path / "out", memory_limit="much")
+
+
+def test_a_peak_is_the_runs_own(engineered: Engineered, tmp_path: Path) -> None:
+    """Not that of the program which started it: getrusage hands that on."""
+    engineered.frame.to_parquet(tmp_path / "rows.parquet")
+    options = ["--input=rows.parquet", f"--explainer={engineered.explainer}", "--output=out", "--scheduler=sync"]
+    large = "import subprocess, sys; held = bytes([1]) * 2_000_000_000; subprocess.run([sys.executable, *sys.argv[1:]])"
+    subprocess.run(
+        [sys.executable, "-c", large, "-m", "batch_explain", "run", *options, "--no-report"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+    )
+    assert bx.open_run(tmp_path / "out").info["peak_rss_bytes"] < 1_500_000_000
