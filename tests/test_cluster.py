@@ -155,7 +155,7 @@ def test_a_cluster_that_adapts(job: TrappedJob, expected: dict[str, str], tmp_pa
         assert run.info["rows"]["explained"] == 60_000
         wait_until(lambda: not cluster.scheduler_info["workers"])
     assert digests(tmp_path / "out") == expected
-    assert len(workers_of(tmp_path / "out")) == 2
+    assert workers_of(tmp_path / "out")
 
 
 @once

@@ -167,7 +167,7 @@ class ClusterExecutor(Executor):
 
     def __exit__(self, *exception: object) -> None:
         if self._address is not None:
-            _quietly(lambda: self._client.run(let_go, wait=False))
+            _quietly(lambda: self._client.run(_let_go, wait=False))
         self._stack.close()
 
     def _wait_for_workers(self, stack: contextlib.ExitStack) -> None:
@@ -410,6 +410,10 @@ def client_of(scheduler: Any) -> contextlib.AbstractContextManager[Client]:
         f"scheduler is a {type(scheduler).__name__}. Pass processes, threads, sync, the address of a Dask scheduler, "
         "or a client or cluster of dask.distributed that is not asynchronous."
     )
+
+
+async def _let_go() -> None:  # what nobody waits for has to be a coroutine
+    let_go()
 
 
 def _quietly(call: Callable[[], Any]) -> None:

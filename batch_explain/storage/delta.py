@@ -203,7 +203,10 @@ def _written(place: Location, version: int) -> float:
 
 
 def _refuse_plain_table(place: Location) -> None:
-    if not place.fs.isdir(place.path) or not place.fs.isdir(place.join(LOG_FOLDER).path):
+    try:
+        if not place.fs.isdir(place.path) or not place.fs.isdir(place.join(LOG_FOLDER).path):
+            return
+    except OSError:  # who lists the input will say so
         return
     raise InputError(
         f"The input {place} is a Delta table: files that its log has removed would be read too. Name it by "

@@ -46,7 +46,8 @@ class _Parquet:
             buffer = min(_BUFFER_BYTES, max(_SMALLEST_BUFFER, READ_BYTES // max(1, len(columns))))
             footer = self._footer_of(content.fingerprint, stream)
             parquet = pq.ParquetFile(stream, metadata=footer, pre_buffer=False, buffer_size=buffer)
-            yield from parquet.iter_batches(batch_rows, row_groups=groups, columns=columns, use_threads=False)
+            for group in groups:  # one by one: a batch over several would read behind the range that is asked for
+                yield from parquet.iter_batches(batch_rows, row_groups=[group], columns=columns, use_threads=False)
 
     def _footer_of(self, fingerprint: str, stream: BinaryIO) -> pq.FileMetaData:
         """The footer, parsed; that of the last file is kept, because tasks of one file follow each other.
