@@ -1,6 +1,5 @@
 """Partitions: what one task explains."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -58,7 +57,7 @@ class FilePartition:
     @property
     def begins_inside(self) -> bool:
         """Whether it begins inside a row group."""
-        return self.start not in itertools.accumulate(self.file.row_groups, initial=0)
+        return self.start not in self.file.edges
 
     def batches(self, batch_rows: int) -> int:
         """See :class:`Partition`."""

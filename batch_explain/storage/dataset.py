@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -86,6 +88,11 @@ class InputFile:
             follows = group not in self.skipped
             row += rows
         return [(first, tuple(groups)) for first, groups in found]
+
+    @cached_property
+    def edges(self) -> frozenset[int]:
+        """Rows at which row groups begin, or the last one ends."""
+        return frozenset(accumulate(self.row_groups, initial=0))
 
     @property
     def rows_skipped(self) -> int:
