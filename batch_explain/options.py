@@ -15,9 +15,10 @@ REASONS = "reasons"
 ALL_TABLES = (*TABLES, "features", REASONS)
 PARQUET, DELTA = "parquet", "delta"
 SCHEDULERS = ("processes", "threads", "sync")
+_PARTITIONS = 20  # before they become larger
 _PROTOCOLS = ("tcp", "tls", "ws", "wss", "inproc")  # of Dask schedulers
 
-DEFAULT_PARTITION_ROWS = 100_000
+DEFAULT_PARTITION_ROWS, MOST_PARTITION_ROWS = 100_000, 500_000
 DEFAULT_BATCH_ROWS = 10_000
 DEFAULT_SAMPLE_ROWS = 2_000
 DEFAULT_TABLE_MEMORY = 400_000_000  # bytes
@@ -93,8 +94,10 @@ class RunOptions:
         ``.json`` file that it wrote. :func:`batch_explain.explain_dataset` takes a client or cluster of Dask too.
     workers : int or None
         Number of workers; None: one a core. A running cluster brings its own.
-    partition_rows, batch_rows : int
-        Largest number of rows of one task, and of one step inside it.
+    partition_rows : int or None
+        Largest number of rows of a partition. None: 100,000; of more than 2 million a twentieth, at most 500,000.
+    batch_rows : int
+        Largest number of rows of one step inside a task.
     table_memory : int
         Bound on TreeSHAP's tables, in bytes; local worker processes share them.
     memory_limit : int or None
@@ -169,7 +172,7 @@ class RunOptions:
     group_features: str | None = None
     scheduler: str = "processes"
     workers: int | None = None
-    partition_rows: int = DEFAULT_PARTITION_ROWS
+    partition_rows: int | None = None
     batch_rows: int = DEFAULT_BATCH_ROWS
     table_memory: int = DEFAULT_TABLE_MEMORY
     memory_limit: int | None = None
@@ -231,7 +234,7 @@ class RunOptions:
         for name in ("workers", "partition_rows", "batch_rows", "limit", "top_k"):
             if values.get(name) is not None:
                 values[name] = _whole(name, values[name])
-            elif name in ("partition_rows", "batch_rows", "top_k"):
+            elif name in ("batch_rows", "top_k"):
                 values.pop(name, None)
         if values.get("filter") is not None:
             values["filter"] = str(Filter.parse(str(values["filter"])))
@@ -298,6 +301,16 @@ class RunOptions:
                 raise OptionError(
                     f"--columns-map gives the {place} {_listed(repeated)} more than once. Map each column once."
                 )
+
+    def rows_of_a_partition(self, rows: int) -> int:
+        """The largest number of rows of a partition, of so many.
+
+        The default is what benchmarks/scaling.py recommends: larger partitions are better, but for small inputs, which
+        they would not share out among the workers.
+        """
+        if self.partition_rows is not None:
+            return self.partition_rows
+        return min(MOST_PARTITION_ROWS, max(DEFAULT_PARTITION_ROWS, rows // _PARTITIONS))
 
     def bad_rows_allowed(self, rows: int) -> int:
         """How many of so many planned rows may be bad."""

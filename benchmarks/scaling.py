@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,11 @@ ROWS, COLUMNS, QUICK = 1_000_000, 50, 50
 DASK_TASKS = 2_000
 WORKERS = (1, 2, 10, 100, 1_000)
 SIZES = (10_000, 25_000, 50_000, 100_000, 200_000, 500_000, 1_000_000)
-DATASETS = (10_000_000, 1_000_000_000)
+DATASETS = (1_000_000, 10_000_000, 1_000_000_000)
 _MANY = 1_000  # partitions, of which one run is like another
+DISK, STORE = "local disk", "object store"
 _PARTS = ("min", "median", "max")
-WORTH_IT = 0.5  # more workers than that leaves each so many seconds of work are not looked at
+WORTH_IT = 0.1  # more workers than that leaves each so many seconds of work are not looked at
 
 
 @dataclass(frozen=True)
@@ -200,16 +201,17 @@ def times_of(folder: Path, quick: bool, repetitions: int) -> tuple[Times, list[d
     return times, results
 
 
-def simulated(rows: int, workers: int, times: Times, assumed: Assumed) -> dict[str, Any]:
+def simulated(rows: int, workers: int, where: str, times: Times, assumed: Assumed) -> dict[str, Any]:
     """Efficiency by the rows of a partition."""
+    assumed = assumed if where == STORE else replace(assumed, latency=0.0)
     found = {str(size): round(efficiency(rows, size, workers, times, assumed), 4) for size in SIZES}
-    name = f"simulated: {rows:,} rows, {workers:,} worker{'s' * (workers > 1)}"
-    return {"name": name, "rows": rows, "workers": workers, "efficiency": found}
+    name = f"{rows:,} rows, {workers:,} worker{'s' * (workers > 1)}, {where}"
+    return {"name": name, "rows": rows, "workers": workers, "where": where, "efficiency": found}
 
 
-def recommended(results: list[dict[str, Any]]) -> int:
-    """The partition size with the best efficiency over all simulated cases, as a geometric mean."""
-    found = [each["efficiency"] for each in results if "efficiency" in each]
+def recommended(results: list[dict[str, Any]], rows: int) -> int:
+    """The partition size with the best efficiency over all simulated cases of so many rows, as a geometric mean."""
+    found = [each["efficiency"] for each in results if "efficiency" in each and each["rows"] == rows]
     return max(SIZES, key=lambda size: statistics.geometric_mean(each[str(size)] for each in found))
 
 
@@ -237,15 +239,16 @@ def main(arguments: list[str]) -> int:
     ]
     for rows in DATASETS[:1] if options.quick else DATASETS:
         worth = [workers for workers in WORKERS if rows * times.row / workers > WORTH_IT]
-        results += [simulated(rows, workers, times, assumed) for workers in worth]
+        results += [simulated(rows, workers, where, times, assumed) for where in (DISK, STORE) for workers in worth]
     lines = [
         [each["name"], *(f"{each['efficiency'][str(size)]:.0%}" for size in SIZES)]
         for each in results
         if "efficiency" in each
     ]
-    common.print_table("Efficiency, by rows of a partition", ["", *(f"{size:,}" for size in SIZES)], lines)
-    best = recommended(results)
-    print(f"Recommended: --partition-rows {best}")
+    common.print_table("Simulated efficiency, by rows of a partition", ["", *(f"{size:,}" for size in SIZES)], lines)
+    best = {rows: recommended(results, rows) for rows in sorted({each["rows"] for each in results if "where" in each})}
+    for rows, size in best.items():
+        print(f"Recommended for {rows:,} rows: --partition-rows {size}")
     settings = {"times_s": asdict(times), "assumed": asdict(assumed), "recommended_partition_rows": best}
     return common.finish("scaling", begun, options, settings=settings, results=results, problems=problems)
 

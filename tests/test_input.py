@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import batch_explain as bx
 from batch_explain.engine.partitions import cut
 from batch_explain.errors import BadDataError
+from batch_explain.options import RunOptions
 from batch_explain.storage.dataset import InputFile, discover
 from batch_explain.storage.ranges import let_go
 from batch_explain.storage.reading import read_batches
@@ -306,3 +307,12 @@ def test_a_row_group_is_decoded_once(tmp_path: Path) -> None:
         for _ in read_batches(file, start=start, stop=start + 100_000, columns=["x"], batch_rows=10_000):
             pass
     assert bytes_read() - before < 2 * path.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("asked", "rows", "expected"),
+    [(None, 0, 100_000), (None, 2_000_000, 100_000), (None, 5_000_000, 250_000), (None, 10**9, 500_000), (7, 10**9, 7)],
+)
+def test_rows_of_a_partition(asked: int | None, rows: int, expected: int) -> None:
+    options = RunOptions.create(input="a", output="b", explainer="c", partition_rows=asked)
+    assert options.rows_of_a_partition(rows) == expected

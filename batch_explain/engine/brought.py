@@ -98,7 +98,7 @@ def run_brought(context: Context, file: InputFile) -> list[tuple[FilePartition, 
     file = as_trained([file], context.artifacts.columns, plan.options.columns_map)[0]
     _refuse_other_columns(context, file)
     done = []
-    for piece in cut([file], plan.options.partition_rows):
+    for piece in cut([file], plan.options.rows_of_a_partition(file.rows)):
         part = replace(piece, index=number_of(file.path, piece.start, piece.stop))
         _note(output, part, plan.run_id)
         task = replace(context, plan=replace(plan, files=(file,), partitions=(part,), numbers=(part.index,)))

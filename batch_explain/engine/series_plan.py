@@ -11,7 +11,7 @@ from batch_explain.engine.partitions import FilePartition, Partition, cut
 from batch_explain.engine.schema import as_trained, check_columns, id_fields, require
 from batch_explain.engine.series import KEY, Piece, SeriesColumns, SeriesPartition, cut_series
 from batch_explain.errors import InputError, OptionError
-from batch_explain.options import RunOptions
+from batch_explain.options import DEFAULT_PARTITION_ROWS, RunOptions
 from batch_explain.storage.dataset import InputFile, discover, hive_types, input_files, types_to_json
 from batch_explain.teachers.base import Series
 
@@ -71,7 +71,10 @@ def divide(
                     f"--{name.replace('_', '-')} is for forecasting models, and this is none: its rows are explained "
                     "one by one. Leave the option out."
                 )
-        return Division(tuple(cut(files, options.partition_rows, options.limit)), None, ids, decisions)
+        rows = options.rows_of_a_partition(sum(file.rows for file in files))
+        if rows > DEFAULT_PARTITION_ROWS and options.partition_rows is None:
+            decisions.append(f"partitions have up to {rows:,} rows, because there are so many")
+        return Division(tuple(cut(files, rows, options.limit)), None, ids, decisions)
     if options.filter is not None:
         raise OptionError(
             "--filter is for rows that are explained one by one, and this model forecasts: a row that is left out "
@@ -92,7 +95,8 @@ def divide(
         history=tuple(history),
         history_hive=hive_types(history),
     )
-    columns, partitions, noted = cut_series(columns, files, keys, options.partition_rows, options.limit)
+    most = options.rows_of_a_partition(0)  # a partition of series is in memory as a whole
+    columns, partitions, noted = cut_series(columns, files, keys, most, options.limit)
     if not any(partition.rows for partition in partitions) and columns.context:
         raise OptionError(
             f"All rows of the input have a known target ('{columns.target}'), so there is nothing to forecast and to "
