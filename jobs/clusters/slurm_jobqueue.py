@@ -28,10 +28,10 @@ CLUSTER: dict[str, Any] = {
 }
 JOBS = 4
 RUN: dict[str, Any] = {
-    "input": "/shared/scoring/today",
-    "model": "/shared/models/bank/model.pkl",
-    "explainer": "/shared/models/bank/scoring_explainer.pkl",
-    "output": "/shared/explained/today",
+    "input": "/mnt/data/scoring/today",
+    "model": "/mnt/data/models/bank/model.pkl",
+    "explainer": "/mnt/data/models/bank/scoring_explainer.pkl",
+    "output": "/mnt/data/explained/today",
     "id_columns": "customer_id",
     "memory_limit": "3GB",  # a worker: batches are planned to fit
 }
