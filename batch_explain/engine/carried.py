@@ -82,7 +82,7 @@ def located(options: RunOptions, artifact_key: _Key) -> RunOptions:
     ArtifactError
         If they were carried, and could not be written.
     """
-    if not lacks(options, artifact_key):
+    if not (_here or _failed) or not lacks(options, artifact_key):  # who loads them reads them all the same
         return options
     places: dict[str, Any] = {_OPTIONS[each[0]]: _here[each][-1] for each in artifact_key if _here.get(each)}
     if not places and _failed:

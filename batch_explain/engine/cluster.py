@@ -102,9 +102,8 @@ class ClusterExecutor(Executor):
         self._counted_at = 0.0
         self._begun: distributed.Event | None = None
         self._needed = needed()
-        self._name = (
-            f"batch-explain-{uuid.uuid4().hex}"  # of this run on a cluster that may have others, and older ones
-        )
+        # of this run alone: the cluster may have others, and remember older ones
+        self._name = f"batch-explain-{uuid.uuid4().hex}"
         self.workers = workers
 
     def __enter__(self) -> Executor:

@@ -8,17 +8,15 @@ row if the number of those before it is even: so a file can be cut into blocks.
 import csv
 import io
 import re
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
 from batch_explain.storage import text_files
-from batch_explain.storage.filesystems import Location
-from batch_explain.storage.formats import Content, FormatError
-from batch_explain.storage.text_files import MOMENT
+from batch_explain.storage.formats import FormatError
+from batch_explain.storage.text_files import MOMENT, Dialect
 
 _TRUE, _FALSE = ["true", "True", "TRUE"], ["false", "False", "FALSE"]
 _LIKE_A_CODE = r"^[-+]?(0\d|\d{19,}$)"  # numbers that would lose digits as numbers
@@ -26,23 +24,12 @@ _BOOLEANS = pa.array(_TRUE + _FALSE)
 _NUMBERS = {pa.int64(), pa.float64()}
 
 
-class _Csv:
-    has_statistics = False
-    types_are_inferred = True
-
+class _Csv(Dialect):
     def __init__(self, name: str, delimiter: str) -> None:
         self.name, self._delimiter = name, delimiter
         mark = rb"\r\n" + re.escape(delimiter.encode())
         # a quotation mark that begins a value, to the one that ends it; the mark first, because it is searched for
         self._quoted = re.compile(rb'"(?<![^' + mark + rb']")[^"]*(?:""[^"]*)*"(?=[' + mark + rb"]|\Z)")
-
-    def look(self, stream: BinaryIO) -> Content:
-        return text_files.look(self, stream)
-
-    def read(
-        self, place: Location, content: Content, groups: list[int], columns: list[str], batch_rows: int
-    ) -> Iterator[pa.RecordBatch]:
-        yield from text_files.read(self, place, content, groups, columns, batch_rows)
 
     def joined(self, one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         if one == other or pa.types.is_null(other):

@@ -1,34 +1,21 @@
 """JSON lines: an object a line; types are JSON's own, and dates and times where all texts of a column are some."""
 
 import re
-from collections.abc import Iterator
-from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
 from batch_explain.storage import text_files
-from batch_explain.storage.filesystems import Location
-from batch_explain.storage.formats import Content, FormatError
-from batch_explain.storage.text_files import MOMENT
+from batch_explain.storage.formats import FormatError
+from batch_explain.storage.text_files import MOMENT, Dialect
 
 _LONG_INTEGER = re.compile(rb"(?<![\w.+\"-])-?[1-9]\d{18,}(?![\w.\"])")
 _NUMBERS = {pa.int64(), pa.float64()}
 
 
-class _JsonLines:
+class _JsonLines(Dialect):
     name = "JSON lines"
-    has_statistics = False
-    types_are_inferred = True
-
-    def look(self, stream: BinaryIO) -> Content:
-        return text_files.look(self, stream)
-
-    def read(
-        self, place: Location, content: Content, groups: list[int], columns: list[str], batch_rows: int
-    ) -> Iterator[pa.RecordBatch]:
-        yield from text_files.read(self, place, content, groups, columns, batch_rows)
 
     def joined(self, one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         if one == other or pa.types.is_null(other):

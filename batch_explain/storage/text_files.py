@@ -18,9 +18,21 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Dialect(Protocol):
-    """What a format of text must say of itself."""
+    """A format of text: what it must say of itself, and what all of them share."""
 
     name: str
+    has_statistics: bool = False
+    types_are_inferred: bool = True
+
+    def look(self, stream: BinaryIO) -> Content:
+        """See :func:`look`."""
+        return look(self, stream)
+
+    def read(
+        self, place: Location, content: Content, groups: list[int], columns: list[str], batch_rows: int
+    ) -> Iterator[pa.RecordBatch]:
+        """See :func:`read`."""
+        return read(self, place, content, groups, columns, batch_rows)
 
     def header_end(self, beginning: bytes) -> int:
         """How many bytes stand before the first row; -1: its end is not among these bytes."""
