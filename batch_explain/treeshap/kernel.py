@@ -11,6 +11,7 @@ import numpy as np
 
 from batch_explain.trees.ensemble import Ensemble
 from batch_explain.treeshap.background import check_count, go_left, mean_margins
+from batch_explain.treeshap.forms import DIRECT
 from batch_explain.treeshap.program import make_program
 
 if TYPE_CHECKING:  # importing it takes longer than to explain the first row
@@ -18,7 +19,8 @@ if TYPE_CHECKING:  # importing it takes longer than to explain the first row
 
 ISA_VARIABLE = "BATCH_EXPLAIN_ISA"
 DEFAULT_TABLE_BYTES = 400_000_000
-BLOCK_ROWS = 16_384
+BLOCK_ROWS, LONG_BLOCK_ROWS = 8_192, 20_480
+LAZY_SHARE = 0.05  # of groups that are computed once a block: more of them, and blocks are long
 
 MakeArray: TypeAlias = Callable[[str, int, Callable[[np.ndarray], None]], np.ndarray]
 
@@ -79,6 +81,8 @@ class TreeShap:
     expected_values : ndarray, shape (output,), float64
     table_bytes : int
         Size of the tables, and of what is kept of background rows.
+    block_rows : int
+        That are fastest worked on together: few, whose sums stay near, or many, where much is computed once a block.
     not_shared : str or None
         Why ``make_array`` could not be used, where it was asked for.
     """
@@ -104,6 +108,8 @@ class TreeShap:
         self.table_bytes = self.program.doubles * 8 + self.program.answers_bytes
         self.not_shared: str | None = None
         self._tables = self._made(make_array)
+        lazy = np.mean(self.program.arrays["terms"] != DIRECT) if len(self.program.arrays["terms"]) else 0.0
+        self.block_rows = LONG_BLOCK_ROWS if lazy > LAZY_SHARE else BLOCK_ROWS
         self._position = self.used.astype(np.int32)
         # of a csr column: its place among the used ones
         self._place = np.full(self.n_features, -1, dtype=np.int32)
@@ -137,7 +143,7 @@ class TreeShap:
         feature_map: "sp.csr_matrix | None" = None,
         engineered: bool = True,
         threads: int = 1,
-        block_rows: int = BLOCK_ROWS,
+        block_rows: int | None = None,
     ) -> ShapValues:
         """Importance values of rows.
 
@@ -152,7 +158,7 @@ class TreeShap:
         threads : int
             Rows are cut into as many ranges; the results do not depend on it.
         block_rows : int
-            Rows that are worked on together; the results do not depend on it.
+            Rows that are worked on together; the results do not depend on it. Default: the attribute ``block_rows``.
 
         Raises
         ------
@@ -169,9 +175,10 @@ class TreeShap:
         )
         source = _Source.of(rows, self._position, self._place)
         ranges = _ranges(count, max(1, threads))
+        block = self.block_rows if block_rows is None else block_rows
 
         def work(limits: tuple[int, int]) -> None:
-            self._run(source, feature_map, found, limits, block_rows)
+            self._run(source, feature_map, found, limits, block)
 
         if len(ranges) == 1:
             work(ranges[0])

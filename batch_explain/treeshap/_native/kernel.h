@@ -5,8 +5,8 @@
 // give the number of a pattern for each row; (3) for each quad of the group's features, the pattern selects four doubles
 // of a table, which for four rows are transposed and added to the features' sums; (4) the sums go to the results.
 //
-// A block is cut into chunks, small enough that the sums that one tree adds to stay in the second-level cache beside its
-// tables; it has many chunks, so that these serve many rows.
+// A block's sums go from the second-level cache to the next and back, in order, while tables are read here and there: so a
+// block has as many rows as its tables serve well, which come nearer for each group of leaves.
 //
 // The generic code below is compiled three times on x86-64, for any CPU, AVX2 and AVX-512, and once elsewhere. Every row
 // is computed by the same additions and multiplications in the same order (no contraction to fused operations), so the
@@ -41,12 +41,11 @@ using i8x32u = int8_t __attribute__((vector_size(32), aligned(1)));
 
 constexpr int LANES = 4;     // features of a quad: doubles that one pattern selects together
 constexpr int TILE = 128;    // rows whose values are encoded at a time
-constexpr int CHUNK = 512;   // rows that a tree is run over at a time
-constexpr int64_t MAX_CHUNKS = (1 << 16) / CHUNK;  // so that 16 bits number a block's rows
-constexpr int64_t MAX_SUMS = 2 << 20;  // doubles: a block has fewer chunks where there are many features
+constexpr int64_t MAX_ROWS = 1 << 16;  // so that 16 bits number a block's rows
+constexpr int64_t MAX_SUMS = 2 << 20;  // doubles: a block has fewer rows where there are many features
 // Rows of arrays are this far apart: at equal offsets within a page, a load would wait for the last store to any other
 // array (they look alike to the CPU in their low 12 bits), and all would compete for the same few cache lines.
-constexpr int SUMS = CHUNK + 8, CODES = CHUNK + 32;
+constexpr int64_t APART = 64;  // bytes
 constexpr int HASH_BITS = 15;  // as many numbers of combinations of patterns as stay near
 constexpr int MAX_POINTS = 256, MAX_PARTS = 160;  // enough for 512 distinct features on a path: see groups.py
 constexpr double ZERO_THRESHOLD = 1.0000000180025095e-35;  // LightGBM's kZeroThreshold, a float
@@ -164,10 +163,10 @@ struct Factor {  // of the product that is integrated: z + (o - z) t
 };
 
 struct Scratch {
-  int64_t chunks;
+  int64_t rows;                    // that a block has at most: whole tiles
   std::vector<double> values;      // (feature, TILE)
-  std::vector<double> sums;        // (chunk, feature, SUMS)
-  std::vector<int8_t> codes;       // (chunk, column, CODES)
+  Buffer sums;                     // (feature, row of the block)
+  std::vector<int8_t> codes;       // (column, row of the block)
   std::vector<uint32_t> patterns;  // (part of a group, row of the block)
   // the combinations of patterns that occur in the block: number of each row's (times LANES), a row of each,
   std::vector<uint32_t> id, row;
@@ -179,11 +178,9 @@ struct Scratch {
   std::vector<uint8_t> states;     // of a combination, of a group against background rows: of each variable
   Buffer occurring;         // (quad of a group, combination, LANES)
 
-  int64_t rows() const { return chunks * CHUNK; }
-  int64_t stride() const { return (rows() + 24) * LANES; }  // of a quad's table: see SUMS
-
-  double *sums_of(int64_t chunk, int features) { return sums.data() + chunk * features * SUMS; }
-  int8_t *codes_of(int64_t chunk, int columns) { return codes.data() + chunk * columns * CODES; }
+  int64_t of_sums() const { return rows + APART / 8; }          // from a feature's to the next one's
+  int64_t of_codes() const { return rows + APART; }             // from a column's to the next one's
+  int64_t of_quad() const { return (rows + 3 * APART / 8) * LANES; }  // from a quad's table to the next one's
 };
 
 // ---- 1. values -> codes -------------------------------------------------------------------------------------------
@@ -239,12 +236,12 @@ INLINE void classify(const Columns &c, int table, const double *values, int32_t 
   }
 }
 
-INLINE void encode(const Columns &c, const double *values, int8_t *codes) {
+INLINE void encode(const Columns &c, const double *values, int8_t *codes, int64_t stride) {
   int classified = -1;
   int32_t classes[TILE];
   for (int column = 0; column < c.n; ++column) {
     const double *of = values + c.feature[column] * TILE;
-    int8_t *to = codes + column * CODES;
+    int8_t *to = codes + column * stride;
     if (c.kind[column] == 0) {
       encode_numerical(c, column, of, to);
       continue;
@@ -258,17 +255,18 @@ INLINE void encode(const Columns &c, const double *values, int8_t *codes) {
 // ---- 2. codes -> patterns -----------------------------------------------------------------------------------------
 
 // Number of each row's pattern, times unit: a sum over terms, 128 rows at a time in registers.
-INLINE void form_patterns(const Groups &g, const Terms &t, int part, const int8_t *codes, int rows, uint32_t unit,
+INLINE void form_patterns(const Groups &g, const Terms &t, int part, const Scratch &s, int64_t rows, uint32_t unit,
                           uint32_t *patterns) {
   constexpr int BYTES = 32;
   for (int plane = g.first_plane[part]; plane < g.first_plane[part + 1]; ++plane) {
     const uint32_t scale = (uint32_t)g.plane_scale[plane] * unit;
     const int64_t begin = g.first_term[plane], predicates = g.first_predicate[plane], end = g.first_term[plane + 1];
-    for (int r0 = 0; r0 < rows; r0 += TILE) {
+    for (int64_t r0 = 0; r0 < rows; r0 += TILE) {
+      const int8_t *codes = s.codes.data() + r0;
       u8x32 sum[TILE / BYTES];
       sum[0] = sum[1] = sum[2] = sum[3] = u8x32{};
       for (int64_t k = begin; k < predicates; ++k) {
-        const i8x32u *code = (const i8x32u *)(codes + t.column[k] * CODES + r0);
+        const i8x32u *code = (const i8x32u *)(codes + t.column[k] * s.of_codes());
         const i8x32 threshold = i8x32{} + t.threshold[k];
         const u8x32 delta = u8x32{} + t.delta[k];
         sum[0] += (u8x32)(code[0] > threshold) & delta;
@@ -277,7 +275,7 @@ INLINE void form_patterns(const Groups &g, const Terms &t, int part, const int8_
         sum[3] += (u8x32)(code[3] > threshold) & delta;
       }
       for (int64_t k = predicates; k < end; ++k) {
-        const i8x32u *code = (const i8x32u *)(codes + t.column[k] * CODES + r0);
+        const i8x32u *code = (const i8x32u *)(codes + t.column[k] * s.of_codes());
         const i8x32 mask = i8x32{} + (int8_t)t.mask[k];
         const u8x32 delta = u8x32{} + t.delta[k];
         sum[0] += (u8x32)((code[0] & mask) == mask) & delta;
@@ -301,7 +299,7 @@ INLINE void form_patterns(const Groups &g, const Terms &t, int part, const int8_
 // ---- 3. patterns -> sums ------------------------------------------------------------------------------------------
 
 template <int WIDTH>
-INLINE void add_transposed(const f64x4 &a, const f64x4 &b, const f64x4 &c, const f64x4 &d, double *const *to, int r) {
+INLINE void add_transposed(const f64x4 &a, const f64x4 &b, const f64x4 &c, const f64x4 &d, double *const *to, int64_t r) {
   const f64x4 ab = __builtin_shufflevector(a, b, 0, 4, 2, 6), cd = __builtin_shufflevector(c, d, 0, 4, 2, 6);
   *(f64x4u *)(to[0] + r) += __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
   if (WIDTH > 2) *(f64x4u *)(to[2] + r) += __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
@@ -313,10 +311,10 @@ INLINE void add_transposed(const f64x4 &a, const f64x4 &b, const f64x4 &c, const
 }
 
 template <int WIDTH>
-INLINE void add_quad(const double *table, const uint32_t *patterns, int rows, const int32_t *slot, double *sums) {
+INLINE void add_quad(const double *table, const uint32_t *patterns, int64_t rows, const int32_t *slot, Scratch &s) {
   double *to[WIDTH];
-  for (int i = 0; i < WIDTH; ++i) to[i] = sums + slot[i] * SUMS;
-  for (int r = 0; r < rows; r += LANES) {
+  for (int i = 0; i < WIDTH; ++i) to[i] = s.sums.data() + slot[i] * s.of_sums();
+  for (int64_t r = 0; r < rows; r += LANES) {
     const f64x4 a = *(const f64x4 *)(table + patterns[r]), b = *(const f64x4 *)(table + patterns[r + 1]);
     const f64x4 c = *(const f64x4 *)(table + patterns[r + 2]), d = *(const f64x4 *)(table + patterns[r + 3]);
     add_transposed<WIDTH>(a, b, c, d, to, r);
@@ -324,14 +322,14 @@ INLINE void add_quad(const double *table, const uint32_t *patterns, int rows, co
 }
 
 // All features of a part; its quads' tables are stride doubles apart.
-INLINE void add_quads(const Groups &g, int part, const double *table, int64_t stride, const uint32_t *patterns, int rows,
-                      double *sums) {
+INLINE void add_quads(const Groups &g, int part, const double *table, int64_t stride, const uint32_t *patterns,
+                      int64_t rows, Scratch &s) {
   for (int slot = g.first_slot[part]; slot < g.first_slot[part + 1]; slot += LANES) {
     const int width = g.first_slot[part + 1] - slot;
-    if (width >= 4) add_quad<4>(table, patterns, rows, g.slot + slot, sums);
-    else if (width == 3) add_quad<3>(table, patterns, rows, g.slot + slot, sums);
-    else if (width == 2) add_quad<2>(table, patterns, rows, g.slot + slot, sums);
-    else add_quad<1>(table, patterns, rows, g.slot + slot, sums);
+    if (width >= 4) add_quad<4>(table, patterns, rows, g.slot + slot, s);
+    else if (width == 3) add_quad<3>(table, patterns, rows, g.slot + slot, s);
+    else if (width == 2) add_quad<2>(table, patterns, rows, g.slot + slot, s);
+    else add_quad<1>(table, patterns, rows, g.slot + slot, s);
     table += stride;
   }
 }
@@ -343,7 +341,7 @@ template <class Key>
 INLINE int64_t number_combinations(const Groups &g, int first, int last, int64_t rows, Key *key, Scratch &s) {
   for (int64_t r = 0; r < rows; ++r) key[r] = s.patterns[r];
   for (int part = first + 1; part < last; ++part) {
-    const uint32_t *patterns = s.patterns.data() + (part - first) * s.rows();
+    const uint32_t *patterns = s.patterns.data() + (part - first) * s.rows;
     const int shift = g.key_shift[part];
     for (int64_t r = 0; r < rows; ++r) key[r] |= (Key)patterns[r] << shift;
   }
@@ -368,7 +366,7 @@ INLINE int64_t number_combinations(const Groups &g, int first, int last, int64_t
 // The same for two parts of few patterns, each of whose combinations has a number of its own.
 INLINE int64_t number_few_combinations(const Groups &g, int first, int64_t rows, Scratch &s) {
   const uint32_t below = (uint32_t)g.patterns[first], all = below * (uint32_t)g.patterns[first + 1];
-  const uint32_t *low = s.patterns.data(), *high = s.patterns.data() + s.rows();
+  const uint32_t *low = s.patterns.data(), *high = s.patterns.data() + s.rows;
   uint32_t *key = s.key.data(), *id = s.id.data(), *row = s.row.data();
   uint16_t *number = s.heads.data();
   std::fill_n(number, all, 0);
@@ -427,7 +425,7 @@ INLINE int quads_of(const Groups &g, int part) {
 // Where the combinations of each part's patterns are tabulated.
 INLINE void tables_of_parts(const Groups &g, int first, int last, Scratch &s, double **table) {
   double *at = s.occurring.data();
-  for (int part = first; part < last; at += quads_of(g, part++) * s.stride()) table[part - first] = at;
+  for (int part = first; part < last; at += quads_of(g, part++) * s.of_quad()) table[part - first] = at;
 }
 
 // A group in parts: tabulate the combinations of patterns that occur in this block, to be looked up like a direct group's
@@ -443,10 +441,10 @@ INLINE void tabulate(const Groups &g, const double *tables, int first, int last,
   tables_of_parts(g, first, last, s, table);
   for (int64_t id = 0; id < found; ++id) {
     for (int i = 0; i < parts; ++i)
-      record[i] = tables + g.table[first + i] + (int64_t)s.patterns[i * s.rows() + s.row[id]] * g.record[first + i];
+      record[i] = tables + g.table[first + i] + (int64_t)s.patterns[i * s.rows + s.row[id]] * g.record[first + i];
     if (parts == 2) {
-      combine(record[0] + padded, record[1], quads_of(g, first), terms, table[0] + id * LANES, s.stride());
-      combine(record[1] + padded, record[0], quads_of(g, first + 1), terms, table[1] + id * LANES, s.stride());
+      combine(record[0] + padded, record[1], quads_of(g, first), terms, table[0] + id * LANES, s.of_quad());
+      combine(record[1] + padded, record[0], quads_of(g, first + 1), terms, table[1] + id * LANES, s.of_quad());
       continue;
     }
     for (int v = 0; v < vectors; ++v) {
@@ -464,7 +462,7 @@ INLINE void tabulate(const Groups &g, const double *tables, int first, int last,
         *(f64x4 *)(rest + v * LANES) = before[i][v] * after[v];
         after[v] *= *(const f64x4 *)(record[i] + v * LANES);
       }
-      combine(record[i] + padded, rest, quads_of(g, first + i), terms, table[i] + id * LANES, s.stride());
+      combine(record[i] + padded, rest, quads_of(g, first + i), terms, table[i] + id * LANES, s.of_quad());
     }
   }
 }
@@ -510,16 +508,16 @@ INLINE void compute(const Groups &g, int group, int64_t found, Scratch &s) {
   s.factors.resize(l.first_factor[leaf1] - l.first_factor[l.first_leaf[first]]);
   Factor *const begin = s.factors.data();
   for (int quad = 0; quad < quads_of(g, last); ++quad)
-    std::fill_n(table[last - first] + quad * s.stride(), found * LANES, 0.0);
+    std::fill_n(table[last - first] + quad * s.of_quad(), found * LANES, 0.0);
   for (int64_t id = 0; id < found; ++id) {
     Factor *shared = begin;  // their end
     for (int part = first; part < last; ++part)
-      shared = factors_of(l, part, l.first_leaf[part], s.patterns[(part - first) * s.rows() + s.row[id]],
-                          table[part - first] + id * LANES, s.stride(), shared);
+      shared = factors_of(l, part, l.first_leaf[part], s.patterns[(part - first) * s.rows + s.row[id]],
+                          table[part - first] + id * LANES, s.of_quad(), shared);
     Factor *end = shared;
     for (int64_t leaf = leaf0; leaf < leaf1; ++leaf)
-      end = factors_of(l, last, leaf, s.patterns[(last - first) * s.rows() + s.row[id]],
-                       table[last - first] + id * LANES, s.stride(), end);
+      end = factors_of(l, last, leaf, s.patterns[(last - first) * s.rows + s.row[id]],
+                       table[last - first] + id * LANES, s.of_quad(), end);
     for (int p = 0; p < points; p += LANES) {
       const f64x4 t = *(const f64x4 *)(point + p), w = *(const f64x4 *)(weight + p);
       f64x4 all_shared = f64x4{} + 1.0, all_leaves = f64x4{};
@@ -561,12 +559,12 @@ INLINE void compare(const Groups &g, int group, int64_t found, Scratch &s) {
   const int64_t leaf0 = l.first_leaf[end - 1], leaf1 = l.first_leaf[end], var0 = l.first_var[first];
   int quads = 0;
   for (int part = first; part < end; ++part) quads += quads_of(g, part);
-  for (int quad = 0; quad < quads; ++quad) std::fill_n(s.occurring.data() + quad * s.stride(), found * LANES, 0.0);
+  for (int quad = 0; quad < quads; ++quad) std::fill_n(s.occurring.data() + quad * s.of_quad(), found * LANES, 0.0);
   s.states.resize(l.first_var[end] - var0);
   uint8_t *const states = s.states.data();
   for (int64_t id = 0; id < found; ++id) {
     for (int part = first; part < end; ++part) {
-      uint32_t pattern = s.patterns[(part - first) * s.rows() + s.row[id]];
+      uint32_t pattern = s.patterns[(part - first) * s.rows + s.row[id]];
       for (int64_t v = l.first_var[part]; v < l.first_var[part + 1]; ++v) {
         states[v - var0] = (uint8_t)(pattern & (l.var_states[v] - 1));
         pattern >>= __builtin_ctz(l.var_states[v]);
@@ -584,28 +582,28 @@ INLINE void compare(const Groups &g, int group, int64_t found, Scratch &s) {
       const int32_t *place = l.place + l.first_factor[leaf];
       meeting.contribute(l.value[leaf], (int)(l.first_factor[leaf + 1] - l.first_factor[leaf]),
                          [&](int32_t j, double value) __attribute__((always_inline)) {
-                           to[place[j] / LANES * s.stride() + place[j] % LANES] += value;
+                           to[place[j] / LANES * s.of_quad() + place[j] % LANES] += value;
                          });
     }
   }
 }
 
 // Look up what tabulate, compute or compare has made.
-INLINE void add_occurring(const Groups &g, int first, int last, const uint32_t *id, int rows, Scratch &s, double *sums) {
+INLINE void add_occurring(const Groups &g, int first, int last, int64_t rows, Scratch &s) {
   const double *table = s.occurring.data();
   for (int part = first; part < last; ++part) {
-    add_quads(g, part, table, s.stride(), id, rows, sums);
-    table += quads_of(g, part) * s.stride();
+    add_quads(g, part, table, s.of_quad(), s.id.data(), rows, s);
+    table += quads_of(g, part) * s.of_quad();
   }
 }
 
 // ---- 4. sums -> results -------------------------------------------------------------------------------------------
 
-INLINE void store(const Input &in, const Output &out, int o, int64_t first, int64_t n, const double *sums) {
+INLINE void store(const Input &in, const Output &out, int o, int64_t first, int64_t n, Scratch &s) {
   double *margin = out.margins + o * in.rows + first;
   for (int64_t r = 0; r < n; ++r) margin[r] = out.expected[o];
   for (int f = 0; f < in.features; ++f) {
-    const double *sum = sums + f * SUMS;
+    const double *sum = s.sums.data() + f * s.of_sums();
     for (int64_t r = 0; r < n; ++r) margin[r] += sum[r];
     if (out.engineered)
       std::memcpy(out.engineered + ((int64_t)o * in.features + f) * in.rows + first, sum, n * sizeof(double));
@@ -615,69 +613,56 @@ INLINE void store(const Input &in, const Output &out, int o, int64_t first, int6
     double *raw = out.raw + ((int64_t)o * out.n_raw + j) * in.rows + first;
     for (int64_t r = 0; r < n; ++r) raw[r] = 0.0;
     for (int64_t k = out.map_indptr[j]; k < out.map_indptr[j + 1]; ++k) {
-      const double *sum = sums + out.map_indices[k] * SUMS;
+      const double *sum = s.sums.data() + out.map_indices[k] * s.of_sums();
       const double weight = out.map_data[k];
       for (int64_t r = 0; r < n; ++r) raw[r] += weight * sum[r];
     }
   }
 }
 
-// Rows of a chunk that are computed: those beyond the last row, up to a quad, are not stored.
-INLINE int rows_of(int64_t chunk, int64_t left) {
-  return (int)std::min<int64_t>((left - chunk * CHUNK + LANES - 1) / LANES * LANES, CHUNK);
-}
-
-// While a run is worked on, the next run's tables come into the second-level cache, a share for each chunk.
-INLINE void prefetch(const double *tables, const Groups &g, int64_t run, int64_t chunk, int64_t chunks) {
+// While a run is worked on, the next run's tables come into the second-level cache, a share for each of its groups.
+INLINE void prefetch(const double *tables, const Groups &g, int64_t run, int64_t share, int64_t shares) {
   constexpr int64_t LINE = 8;  // doubles
   const int64_t from = g.table[g.first_part[g.run_start[run]]], to = g.table[g.first_part[g.run_start[run + 1]]];
-  const int64_t share = (to - from) / chunks + LINE;
-  for (int64_t at = from + chunk * share; at < std::min(to, from + (chunk + 1) * share); at += LINE)
+  const int64_t size = (to - from) / shares + LINE;
+  for (int64_t at = from + share * size; at < std::min(to, from + (share + 1) * size); at += LINE)
     __builtin_prefetch(tables + at, 0, 2);
 }
 
 INLINE void explain_rows(const Columns &c, const Terms &t, const Groups &g, const double *tables, const Input &in,
                          const Output &out, Scratch &s) {
+  constexpr int64_t FEW = 512;  // rows, that read few of a table's lines
   for (int64_t first = in.begin; first < in.end;) {
     // what is left in blocks of one size: a small last one would hardly use what a block's rows have in common
-    const int64_t blocks = (in.end - first + s.rows() - 1) / s.rows();
-    const int64_t all = (in.end - first + CHUNK - 1) / CHUNK, chunks = (all + blocks - 1) / blocks;
-    const int64_t left = std::min(in.end - first, chunks * CHUNK);
+    const int64_t blocks = (in.end - first + s.rows - 1) / s.rows;
+    const int64_t left = (in.end - first + blocks - 1) / blocks;
+    const int64_t rows = (left + LANES - 1) / LANES * LANES;  // that are computed; those beyond the last are not stored
     for (int64_t r = 0; r < left; r += TILE) {
       gather_values(in, first + r, std::min<int64_t>(left - r, TILE), s.values.data());
-      encode(c, s.values.data(), s.codes_of(r / CHUNK, c.n) + r % CHUNK);
+      encode(c, s.values.data(), s.codes.data() + r, s.of_codes());
     }
     for (int o = 0; o < out.n_outputs; ++o) {
-      std::fill(s.sums.begin(), s.sums.end(), 0.0);
+      std::fill_n(s.sums.data(), in.features * s.of_sums(), 0.0);
       for (int64_t run = g.output_start[o]; run < g.output_start[o + 1]; ++run) {
         const int64_t g0 = g.run_start[run], factored = g.run_factored[run], g1 = g.run_start[run + 1];
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-          if (left >= CHUNK) prefetch(tables, g, run + 1, chunk, chunks);  // few rows read few of a table's lines
-          for (int64_t group = g0; group < factored; ++group) {
-            const int part = g.first_part[group];
-            form_patterns(g, t, part, s.codes_of(chunk, c.n), rows_of(chunk, left), LANES, s.patterns.data());
-            add_quads(g, part, tables + g.table[part], g.patterns[part] * LANES, s.patterns.data(), rows_of(chunk, left),
-                      s.sums_of(chunk, in.features));
-          }
+        for (int64_t group = g0; group < factored; ++group) {
+          const int part = g.first_part[group];
+          if (left >= FEW) prefetch(tables, g, run + 1, group - g0, factored - g0);
+          form_patterns(g, t, part, s, rows, LANES, s.patterns.data());
+          add_quads(g, part, tables + g.table[part], g.patterns[part] * LANES, s.patterns.data(), rows, s);
         }
         for (int64_t group = factored; group < g1; ++group) {
           const int p0 = g.first_part[group], p1 = g.first_part[group + 1];
-          for (int64_t chunk = 0; chunk < chunks; ++chunk)
-            for (int part = p0; part < p1; ++part)
-              form_patterns(g, t, part, s.codes_of(chunk, c.n), rows_of(chunk, left), 1,
-                            s.patterns.data() + (part - p0) * s.rows() + chunk * CHUNK);
-          const int64_t rows = (chunks - 1) * CHUNK + rows_of(chunks - 1, left);
+          for (int part = p0; part < p1; ++part)
+            form_patterns(g, t, part, s, rows, 1, s.patterns.data() + (part - p0) * s.rows);
           const int64_t found = number_combinations(g, p0, p1, rows, s);
           if (g.terms[group] == -2) compare(g, (int)group, found, s);
           else if (g.terms[group] < 0) compute(g, (int)group, found, s);
           else tabulate(g, tables, p0, p1, g.terms[group], found, s);
-          for (int64_t chunk = 0; chunk < chunks; ++chunk)
-            add_occurring(g, p0, p1, s.id.data() + chunk * CHUNK, rows_of(chunk, left), s, s.sums_of(chunk, in.features));
+          add_occurring(g, p0, p1, rows, s);
         }
       }
-      for (int64_t chunk = 0; chunk < chunks; ++chunk)
-        store(in, out, o, first + chunk * CHUNK, std::min<int64_t>(left - chunk * CHUNK, CHUNK),
-              s.sums_of(chunk, in.features));
+      store(in, out, o, first, left, s);
     }
     first += left;
   }
@@ -925,19 +910,19 @@ void build_tables(const Program &program, double *tables) {
 void explain(Explain function, int64_t block, const Program &program, const double *tables, const Input &in,
              const Output &out) {
   Scratch s;
-  const int64_t most = std::min(MAX_CHUNKS, MAX_SUMS / (SUMS * std::max(1, in.features)));
-  s.chunks = std::max<int64_t>(1, std::min((std::min(block, in.end - in.begin) + CHUNK - 1) / CHUNK, most));
+  const int64_t most = std::min({MAX_ROWS, MAX_SUMS / std::max(1, in.features), block, in.end - in.begin});
+  s.rows = std::max<int64_t>(1, (most + TILE - 1) / TILE) * TILE;
   s.values.assign((size_t)in.features * TILE, 0.0);
-  s.sums.assign((size_t)s.chunks * in.features * SUMS, 0.0);
-  s.codes.assign((size_t)s.chunks * program.columns.n * CODES, 0);
-  s.patterns.assign((size_t)program.widest * s.rows(), 0);
-  s.key.assign(s.rows(), 0);
-  s.long_key.assign(s.rows(), 0);
-  s.id.assign(s.rows(), 0);
-  s.row.assign(s.rows(), 0);
-  s.number.assign(s.rows(), 0);
+  s.sums.allocate((size_t)in.features * s.of_sums());
+  s.codes.assign((size_t)program.columns.n * s.of_codes(), 0);
+  s.patterns.assign((size_t)program.widest * s.rows, 0);
+  s.key.assign(s.rows, 0);
+  s.long_key.assign(s.rows, 0);
+  s.id.assign(s.rows, 0);
+  s.row.assign(s.rows, 0);
+  s.number.assign(s.rows, 0);
   s.heads.assign(size_t(1) << HASH_BITS, 0);
-  s.occurring.allocate((size_t)program.most_quads * s.stride());
+  s.occurring.allocate((size_t)program.most_quads * s.of_quad());
   function(program.columns, program.terms, program.groups, tables, in, out, s);
 }
 
