@@ -154,7 +154,7 @@ def test_memory_is_told(tmp_path: Path) -> None:
 def test_overhead_is_told(tmp_path: Path) -> None:
     script("overhead.py", "--quick", "--json", tmp_path / "found.json")
     many, files, skewed = read(tmp_path / "found.json")["results"]
-    assert (many["partitions"], files["partitions"], skewed["partitions"]) == (200, 100, 101)
+    assert (many["partitions"], files["partitions"], skewed["partitions"]) == (200, 100, 107)
     for found in (many, files, skewed):
         assert found["rows_explained"] == found["rows"] and found["scheduler_peak_mb"] > 50
 
