@@ -313,7 +313,8 @@ class Run:
         if not place.exists():
             return None
         with place.open() as stream:
-            return pq.read_table(stream)
+            # not read_table, whose threads may let go of the stream while the process ends, and abort it
+            return pq.ParquetFile(stream).read()
 
     def _frame(self, path: str) -> pd.DataFrame | None:
         table = self._read(path)

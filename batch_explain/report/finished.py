@@ -30,7 +30,7 @@ def _read(place: Location) -> pa.Table | None:
     if not place.exists():
         return None
     with place.open_arrow() as stream:
-        return pq.read_table(stream)
+        return pq.ParquetFile(stream).read()
 
 
 def write_report(run: Location, info: Mapping[str, Any], target: Location) -> None:
