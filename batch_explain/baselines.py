@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
 
 from batch_explain.errors import OptionError, mask_secrets
 from batch_explain.forms.saved import is_saved, read
 from batch_explain.results import Run, is_finished, open_run
 from batch_explain.storage.atomic import sha256_of
 from batch_explain.storage.filesystems import Location
+from batch_explain.storage.parquet_files import read_parquet
 from batch_explain.summary.distributions import Distribution, Key, read_distributions
 from batch_explain.summary.sketches import IMPORTANCE, SKETCHES_PATH
 
@@ -93,10 +93,7 @@ def side_of_run(run: Run) -> Side:
             series = pd.Series(mine["mean_abs"].to_numpy(), index=mine["feature"].to_numpy())
             importances[level][label] = series.sort_index(key=lambda names: names.map(order), kind="stable").fillna(0.0)
     place, closed = run.location.join(SKETCHES_PATH), is_finished(run.location)
-    distributions: dict[Key, Distribution] = {}
-    if place.exists():
-        with place.open() as stream:
-            distributions = read_distributions(pq.read_table(stream))
+    distributions: dict[Key, Distribution] = read_distributions(read_parquet(place)) if place.exists() else {}
     return Side(
         location=mask_secrets(str(run.location)),
         kind="run",

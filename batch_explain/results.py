@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from batch_explain.errors import OptionError
 from batch_explain.report.finished import read_summaries, write_report
 from batch_explain.storage.atomic import sha256_of
 from batch_explain.storage.filesystems import Location
+from batch_explain.storage.parquet_files import read_parquet
 
 if TYPE_CHECKING:
     import dask.dataframe as dd
@@ -310,11 +310,7 @@ class Run:
 
     def _read(self, path: str) -> pa.Table | None:
         place = self.location.join(path)
-        if not place.exists():
-            return None
-        with place.open() as stream:
-            # not read_table, whose threads may let go of the stream while the process ends, and abort it
-            return pq.ParquetFile(stream).read()
+        return read_parquet(place) if place.exists() else None
 
     def _frame(self, path: str) -> pd.DataFrame | None:
         table = self._read(path)

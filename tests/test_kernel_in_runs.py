@@ -236,6 +236,13 @@ def test_feature_maps_that_do_not_fit(
         run_on(engineered, tmp_path, feature_map=path)
 
 
+def test_a_feature_map_with_a_column_twice(engineered: Engineered, tmp_path: Path) -> None:
+    columns = {"raw_feature": ["a"], "engineered_feature": ["f0"], "weight": [1.0], "again": [2.0]}
+    pq.write_table(pa.table(columns).rename_columns([*list(columns)[:3], "weight"]), tmp_path / "map.parquet")
+    with pytest.raises(ArtifactError, match="'weight', or several of that name"):
+        run_on(engineered, tmp_path, feature_map=tmp_path / "map.parquet")
+
+
 @pytest.mark.parametrize("kernel", [True, False])
 def test_raw_alone_never_forms_engineered_values(
     kernel: bool, engineered: Engineered, feature_map: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from pyarrow.parquet import ParquetFile  # noqa: TID251 - the type
 from threadpoolctl import threadpool_limits
 
 from batch_explain.engine.artifacts import Artifacts, name_outputs
@@ -26,6 +26,7 @@ from batch_explain.engine.task import ids_of, write_batch
 from batch_explain.errors import BadDataError, BatchExplainError, OptionError
 from batch_explain.options import REASONS, RunOptions
 from batch_explain.storage.filesystems import Location
+from batch_explain.storage.parquet_files import open_parquet, read_parquet
 from batch_explain.storage.receipts import Receipt
 from batch_explain.storage.tables import SOURCE_IDS, PartWriter, part_path
 
@@ -270,11 +271,11 @@ def _compare_series(
 
 
 @contextmanager
-def _parts(output: Location, plan: Plan, partition: Partition) -> Iterator[dict[str, pq.ParquetFile]]:
+def _parts(output: Location, plan: Plan, partition: Partition) -> Iterator[dict[str, ParquetFile]]:
     """A partition's parts, opened, by their tables' folders."""
     with ExitStack() as stack:
         yield {
-            spec.folder: pq.ParquetFile(
+            spec.folder: open_parquet(
                 stack.enter_context(output.join(part_path(spec.folder, partition.index)).open_arrow())
             )
             for specs in plan.tables.values()
@@ -282,7 +283,7 @@ def _parts(output: Location, plan: Plan, partition: Partition) -> Iterator[dict[
         }
 
 
-def _read_lines(stored: dict[str, pq.ParquetFile], chosen: np.ndarray, reasons: np.ndarray) -> dict[str, pa.Table]:
+def _read_lines(stored: dict[str, ParquetFile], chosen: np.ndarray, reasons: np.ndarray) -> dict[str, pa.Table]:
     """Chosen lines of each table, and a batch's of the reasons."""
     return {
         folder: _rows_of_part(parquet, reasons if folder == REASONS else chosen) for folder, parquet in stored.items()
@@ -293,8 +294,7 @@ def bad_rows(output: Location, receipt: Receipt) -> set[tuple[str, int]]:
     """Files and positions of a partition's rows in quarantine."""
     if not receipt.rows_quarantined:
         return set()
-    with output.join(part_path(QUARANTINE, receipt.index)).open_arrow() as stream:
-        table = pq.ParquetFile(stream).read(columns=["source_file", "source_row"])
+    table = read_parquet(output.join(part_path(QUARANTINE, receipt.index)), ["source_file", "source_row"])
     return set(zip(table["source_file"].to_pylist(), table["source_row"].to_pylist(), strict=True))
 
 
@@ -402,7 +402,7 @@ def _tables_of(context: Context, again: Explained) -> tuple[dict[str, pa.Table],
     return recalculated.tables, reason_lines(reasons, batch, again.lines.table, context.artifacts).rows
 
 
-def _rows_of_part(parquet: pq.ParquetFile, positions: np.ndarray) -> pa.Table:
+def _rows_of_part(parquet: ParquetFile, positions: np.ndarray) -> pa.Table:
     """Rows of a part by their positions, in order; only the row groups that hold some are read."""
     pieces, before = [parquet.schema_arrow.empty_table()], 0
     for group in range(parquet.num_row_groups):

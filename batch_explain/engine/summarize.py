@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from batch_explain.engine.cohorts import decide_cohorts, refuse_two_meanings
 from batch_explain.engine.environment import cores
@@ -25,6 +24,7 @@ from batch_explain.results import Run, open_run
 from batch_explain.storage.atomic import sha256_of, write_json
 from batch_explain.storage.dataset import InputFile, discover
 from batch_explain.storage.filesystems import Location
+from batch_explain.storage.parquet_files import open_parquet
 from batch_explain.storage.receipts import Receipt, read_receipt
 from batch_explain.storage.tables import TableSpec, part_path, write_table
 from batch_explain.summary.cohorts import PREDICTED_CLASS, Asked, Cohort, by_class
@@ -228,7 +228,7 @@ def _tallied(work: _Work, partition: Partition, receipt: Receipt, tally: Tally) 
         folders.append("predictions")
     with ExitStack() as stack:
         parts = {
-            folder: pq.ParquetFile(stack.enter_context(place.join(part_path(folder, partition.index)).open_arrow()))
+            folder: open_parquet(stack.enter_context(place.join(part_path(folder, partition.index)).open_arrow()))
             for folder in folders
         }
         start = 0

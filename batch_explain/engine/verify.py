@@ -32,6 +32,7 @@ from batch_explain.storage.attempts import ATTEMPTS_FOLDER
 from batch_explain.storage.filesystems import Location
 from batch_explain.storage.lock import LOCK_FILE
 from batch_explain.storage.output import PLAN_FILE, RUN_ID_FILE
+from batch_explain.storage.parquet_files import open_parquet, read_parquet
 from batch_explain.storage.receipts import Receipt, partial_path, read_receipt, receipt_path
 from batch_explain.storage.tables import TableSpec, part_path
 from batch_explain.summary.partials import merge_partials
@@ -395,7 +396,7 @@ class _Checker:
         path, rows, schema = part
         try:
             with self.output.join(path).open_arrow() as stream:
-                parquet = pq.ParquetFile(stream)
+                parquet = open_parquet(stream)
                 found, found_rows = parquet.schema_arrow, parquet.metadata.num_rows
         except (OSError, ValueError, pa.ArrowException) as error:
             return f"cannot be read as parquet ({type(error).__name__}: {error})"
@@ -514,12 +515,12 @@ class _Checker:
         if not self.is_sound(path):
             return
         try:
-            content = self.output.join(path).read_bytes()
+            place = self.output.join(path)
             if isinstance(expected, bytes):
-                right = content == expected
+                right = place.read_bytes() == expected
             else:
                 # as it comes back from a file: parquet has no form for some types
-                right = _as_parquet(pq.read_table(pa.BufferReader(content))) == _as_parquet(expected)
+                right = _as_parquet(read_parquet(place)) == _as_parquet(expected)
         except (OSError, pa.ArrowException):
             right = False
         if not right:

@@ -7,11 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse as sp
+from pyarrow.parquet import ParquetFile  # noqa: TID251 - the type
 
 from batch_explain.errors import ArtifactError
 from batch_explain.explainers.base import Explainer, Matrix
 from batch_explain.explainers.linear import LinearExplainer
 from batch_explain.explainers.tree import TreeExplainer
+from batch_explain.storage.parquet_files import open_parquet
 from batch_explain.trees.ensemble import Ensemble
 from batch_explain.trees.lightgbm_text import read_model_text
 
@@ -161,7 +163,7 @@ def _read(explainer: Explainer, content: bytes) -> Canary:
     raw = 0 if explainer.feature_map is None else explainer.feature_map.shape[0]
     widths = {"sparse": 1, "row": features, "engineered": outputs * features, "raw": outputs * raw}
     try:
-        file = pq.ParquetFile(pa.BufferReader(content))
+        file = open_parquet(pa.BufferReader(content))
         _refuse_claims(file, widths, len(content))
         table = file.read(use_threads=False)
         numbers = [
@@ -174,7 +176,7 @@ def _read(explainer: Explainer, content: bytes) -> Canary:
         _refuse(str(error))
 
 
-def _refuse_claims(file: pq.ParquetFile, widths: dict[str, int], size: int) -> None:
+def _refuse_claims(file: ParquetFile, widths: dict[str, int], size: int) -> None:
     """Know from the footer that reading takes no more memory than the file has bytes."""
     footer = file.metadata
     if not file.schema_arrow.equals(_SCHEMA):

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import scipy.sparse as sp
 
 from batch_explain.errors import ArtifactError
 from batch_explain.explainers.base import Explainer, combine_maps
 from batch_explain.storage.filesystems import Location
+from batch_explain.storage.parquet_files import read_parquet
 
 COLUMNS = ("raw_feature", "engineered_feature", "weight")
 
@@ -32,14 +32,14 @@ def take_feature_map(explainer: Explainer, path: str) -> None:
     """
     place = Location(path)
     try:
-        with place.open() as stream:
-            table = pq.read_table(stream)
+        table = read_parquet(place)
     except (OSError, pa.ArrowException) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ArtifactError(f"The feature map {place} is not readable parquet: {reason}. Check the path.") from error
-    if missing := [name for name in COLUMNS if name not in table.column_names]:
+    if wrong := [name for name in COLUMNS if table.column_names.count(name) != 1]:
         raise ArtifactError(
-            f"The feature map {place} has no column {', '.join(map(repr, missing))}. It needs {', '.join(COLUMNS)}."
+            f"The feature map {place} has no column {', '.join(map(repr, wrong))}, or several of that name. It needs "
+            f"{', '.join(COLUMNS)}."
         )
     raw, engineered = (table[name].to_pylist() for name in COLUMNS[:2])
     try:

@@ -5,10 +5,10 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from batch_explain.errors import OptionError
 from batch_explain.storage.filesystems import Location
+from batch_explain.storage.parquet_files import read_parquet
 
 # An integer that is missing in one part alone would make a float of it there, and lose an id's last digits.
 _NULLABLE = {
@@ -38,8 +38,7 @@ def dask_frame(parts: Sequence[Location], schema: pa.Schema) -> Any:
 
 
 def _read_part(part: Location) -> pd.DataFrame:
-    with part.open_arrow() as stream:
-        return _pandas(pq.read_table(stream))
+    return _pandas(read_parquet(part))
 
 
 def _pandas(table: pa.Table) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from batch_explain.engine.schema import some_of
 from batch_explain.errors import InputError, OptionError
 from batch_explain.storage.dataset import InputFile, discover, hive_keys
 from batch_explain.storage.filesystems import Location
+from batch_explain.storage.parquet_files import read_parquet
 from batch_explain.storage.receipts import Receipt
 from batch_explain.storage.tables import part_path
 
@@ -181,6 +182,5 @@ def _rows_of_part(plan: Plan, part: FilePartition, receipt: Receipt, tables: Seq
 
 
 def _read(output: Location, folder: str, index: int) -> "pd.DataFrame":
-    with output.join(part_path(folder, index)).open_arrow() as stream:
-        frame: pd.DataFrame = pq.ParquetFile(stream).read().to_pandas()
-        return frame
+    frame: pd.DataFrame = read_parquet(output.join(part_path(folder, index))).to_pandas()
+    return frame

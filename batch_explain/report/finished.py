@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from batch_explain.errors import IntegrityError, InterruptedRunError, OutputRefusedError
 from batch_explain.report.page import MARK, report_html
 from batch_explain.storage.atomic import write_bytes
 from batch_explain.storage.filesystems import Location
+from batch_explain.storage.parquet_files import read_parquet
 from batch_explain.summary.tables import DRIFT_PATH, SAMPLE_PATH, summary_path
 
 _HEAD = 4_000  # bytes of a report, in which it says what it is
@@ -27,10 +27,7 @@ def read_summaries(run: Location) -> tuple[dict[str, pa.Table], pa.Table | None]
 
 
 def _read(place: Location) -> pa.Table | None:
-    if not place.exists():
-        return None
-    with place.open_arrow() as stream:
-        return pq.ParquetFile(stream).read()
+    return read_parquet(place) if place.exists() else None
 
 
 def write_report(run: Location, info: Mapping[str, Any], target: Location) -> None:

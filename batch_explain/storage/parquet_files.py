@@ -1,8 +1,8 @@
 """Parquet files: what their footers say, and their row groups, streamed."""
 
 import hashlib
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +24,7 @@ class _Parquet:
         self._footer: tuple[str, pq.FileMetaData] | None = None
 
     def look(self, stream: BinaryIO) -> Content:
-        parquet = pq.ParquetFile(stream)
+        parquet = open_parquet(stream)
         metadata, schema = parquet.metadata, parquet.schema_arrow
         return Content(
             row_groups=tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)),
@@ -45,7 +45,7 @@ class _Parquet:
                 raise ChangedError
             buffer = min(_BUFFER_BYTES, max(_SMALLEST_BUFFER, READ_BYTES // max(1, len(columns))))
             footer = self._footer_of(content.fingerprint, stream)
-            parquet = pq.ParquetFile(stream, metadata=footer, pre_buffer=False, buffer_size=buffer)
+            parquet = open_parquet(stream, metadata=footer, buffer_size=buffer)
             for group in groups:  # one by one: a batch over several would read behind the range that is asked for
                 yield from parquet.iter_batches(batch_rows, row_groups=[group], columns=columns, use_threads=False)
 
@@ -65,6 +65,40 @@ class _Parquet:
 
 
 PARQUET = _Parquet()
+
+
+def read_parquet(place: Location, columns: Sequence[str] | None = None) -> pa.Table:
+    """A whole parquet file, in this thread alone, for the reason that :func:`open_parquet` gives.
+
+    Parameters
+    ----------
+    place : Location
+    columns : sequence of str, optional
+        Those to read, in this order, as far as the file has them. All where it is left out.
+
+    Raises
+    ------
+    OSError, pyarrow.ArrowException
+        If it is not there, or not readable parquet.
+    """
+    with place.open_arrow() as stream:
+        return open_parquet(stream).read(columns=columns, use_threads=False)
+
+
+def open_parquet(stream: Any, **options: Any) -> pq.ParquetFile:
+    """Open a parquet file so that Arrow's own threads keep off it; pass ``use_threads=False`` to what reads its rows.
+
+    Those threads (the scanner's in :func:`pyarrow.parquet.read_table`, those of ``pre_buffer``, which newer pyarrow has
+    by default, and those of ``use_threads``) hold a Python stream, or bytes that it gave, and may let go of them after
+    the rows are there. Where Python is ending by then, it ends the thread inside C++, and the process aborts.
+
+    Parameters
+    ----------
+    stream : binary file, or pyarrow.NativeFile
+    **options
+        Those of :class:`pyarrow.parquet.ParquetFile`.
+    """
+    return pq.ParquetFile(stream, pre_buffer=False, **options)
 
 
 def footer_fingerprint(stream: BinaryIO, ending: int) -> str:
