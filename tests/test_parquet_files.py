@@ -99,6 +99,8 @@ def test_so_are_all_of_a_run(threads: Threads, small: Small, tmp_path: Path) -> 
     bx.summarize_run("memory://runs/0", cohort="marital", output="memory://cohorts")
     bx.compare_runs("memory://runs/0", "memory://runs/1")
     assert len(run.summary()) and len(run.sample()) and len(run.sketches())
+    assert run.row(int(run.sample()["customer_id"][0])).predictions
+    assert len(run.to_dask("raw").compute(scheduler="sync")) == run.info["rows"]["explained"]
     run.report(tmp_path / "report.html")
     run.save_explanation(tmp_path / "explanation")
     bx.explain_dataset(

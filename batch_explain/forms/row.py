@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from batch_explain.errors import IntegrityError, OptionError
+from batch_explain.storage.parquet_files import open_parquet
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ def find(table: ds.Dataset, wanted: Mapping[str, Any]) -> tuple[int, int]:
     ------
     OptionError
         If there is no such row, or more than one.
+    IntegrityError
+        If a part has other columns than the first.
     """
     named = ", ".join(f"{name} = {value!r}" for name, value in wanted.items())
     condition, found = _condition(table.schema, wanted), []
@@ -94,7 +97,8 @@ def find(table: ds.Dataset, wanted: Mapping[str, Any]) -> tuple[int, int]:
         starts = np.cumsum([0, *(group.num_rows for group in fragment.row_groups)])
         for piece in fragment.split_by_row_group(filter=condition, schema=table.schema):
             group = piece.row_groups[0].id
-            scanned = piece.to_table(schema=table.schema, columns={"found": condition})["found"]
+            ids = ds.dataset(_read(table, fragment, group, list(wanted)))
+            scanned = ids.to_table(columns={"found": condition})["found"]
             hits = np.flatnonzero(scanned.fill_null(False).to_numpy())
             found += [(part, int(starts[group] + hit)) for hit in hits]
         if len(found) > 1:
@@ -121,13 +125,26 @@ def read_row(table: ds.Dataset, place: tuple[int, int], wanted: Mapping[str, Any
     for fragment in list(table.get_fragments())[part : part + 1]:
         for group in fragment.row_groups:
             if position < group.num_rows:
-                found = fragment.subset(row_group_ids=[group.id]).to_table(schema=table.schema).slice(position, 1)
+                found = _read(table, fragment, group.id).slice(position, 1)
                 condition = _condition(table.schema, wanted)
                 if condition is not None and found.filter(condition).num_rows == 1:
                     return {name: found.column(at)[0].as_py() for at, name in enumerate(found.column_names)}
                 break
             position -= group.num_rows
-    raise IntegrityError(
+    raise _replaced()
+
+
+def _read(table: ds.Dataset, part: ds.Fragment, group: int, columns: list[str] | None = None) -> pa.Table:
+    """A row group, or columns of it; not by the fragment's own scanner, for the reason that ``open_parquet`` gives."""
+    with part.open() as stream:
+        parquet = open_parquet(stream, metadata=part.metadata)
+        if not parquet.schema_arrow.equals(table.schema):
+            raise _replaced()
+        return parquet.read_row_group(group, columns=columns, use_threads=False)
+
+
+def _replaced() -> IntegrityError:
+    return IntegrityError(
         "The tables of the run do not hold the same rows at the same places: a part was replaced. Ask batch-explain "
         "verify, and run again."
     )
