@@ -29,6 +29,7 @@ from batch_explain.treeshap.kernel import (
     choose_isa,
     load_kernel,
 )
+from batch_explain.treeshap.quads import common_quads
 from tests.comparing import assert_close
 from tests.conftest import ROOT
 from tests.lightgbm_models import NUMERICAL, SPECIAL, booster, constant_tree, contributions, random_tree, train, written
@@ -415,3 +416,25 @@ def test_an_instruction_set_that_is_not_there(wrong: str, no_variable: pytest.Mo
     no_variable.setenv(ISA_VARIABLE, wrong)
     with pytest.raises(KernelMissingError, match=expected):
         TreeShap(ensemble_of("stumps"))
+
+
+@given(st.lists(st.lists(st.integers(0, 14), unique=True, max_size=13), max_size=9))
+def test_common_quads_divide_each_group_as_it_would_be_alone(groups: list[list[int]]) -> None:
+    quads = common_quads(groups)
+    for number, features in enumerate(groups):
+        own = [quad.features for quad in quads if number in quad.groups]
+        assert len(own) == -(-len(features) // 4)
+        for feature in features:  # in one of its quads: two would count it twice
+            assert sum(feature in quad for quad in own) >= 1
+    for quad in quads:
+        assert 1 <= len(set(quad.features)) == len(quad.features) <= 4
+        assert sorted(set(quad.groups)) == quad.groups != []
+
+
+def test_groups_look_up_their_common_features_together() -> None:
+    apart = common_quads([[1, 2, 3, 4], [5, 6, 7, 8]])
+    assert [quad.groups for quad in apart] == [[0], [1]]
+    shared, rest = common_quads([[1, 2, 3, 4, 5], [5, 4, 3, 2, 1]])
+    assert [shared.groups, rest.groups] == [[0, 1], [0, 1]]
+    (extended,) = common_quads([[1, 2], [3, 2, 1]])  # there is a place for 3
+    assert sorted(extended.features) == [1, 2, 3]

@@ -47,7 +47,7 @@ from batch_explain.treeshap.splits import Splits, Variable
 MAX_FEATURES = 512  # on one path
 
 # Price of a double of table in cycles a row: what it costs to stream the tables once for every block of rows.
-STREAMING = 3e-4
+STREAMING = 1.5e-4
 HIGHEST = 1.0  # where it is raised to meet a bound
 HIGHEST_AGAINST = 1e4  # against background rows, where what tables save is much and every leaf can do without
 HALVINGS = 5

@@ -11,10 +11,13 @@ from batch_explain.trees.ensemble import Ensemble
 from batch_explain.treeshap.background import shapley_weights
 from batch_explain.treeshap.forms import BACKGROUND, DIRECT, LANES, NO_TABLES, padded
 from batch_explain.treeshap.groups import Chosen, Leaf, cut_trees, partition_cells, quadrature, rule
+from batch_explain.treeshap.quads import common_quads
 from batch_explain.treeshap.splits import Splits, Variable, splits_of
 
 MAX_PLANE = 256  # patterns that one byte numbers
-RUN_DOUBLES = 24_000  # of the tables of one run: they should stay in a second-level cache beside the rows' sums
+# Of groups that are worked on together, whose tables and rows' patterns should stay in a second-level cache:
+RUN_GROUPS = 8  # the direct ones,
+RUN_DOUBLES = 64_000  # and the size of their tables
 _EVERYTHING = (1 << 64) - 1
 
 _TYPES: dict[str, type] = {
@@ -27,6 +30,9 @@ _TYPES: dict[str, type] = {
     "slot": np.int32,
     "plane_scale": np.int32, "first_term": np.int64, "first_predicate": np.int64,
     "term_column": np.int32, "term_mask": np.uint8, "term_threshold": np.int8, "term_delta": np.uint8,
+    # of a run, a quad of its direct groups, a feature of a quad, and a look-up
+    "first_quad": np.int64, "first_look_up": np.int64, "first_quad_slot": np.int64, "quad_slot": np.int32,
+    "look_up_group": np.int32, "look_up_table": np.int64,
     # for building the tables: of a variable of a part, a leaf, a factor of a leaf
     "var_states": np.int32, "leaf_value": np.float64, "first_factor": np.int64, "allowed_start": np.int64,
     "zero_fraction": np.float64, "place": np.int32, "allowed": np.uint64,
@@ -38,6 +44,7 @@ _TYPES: dict[str, type] = {
 # array of beginnings -> array that it points into; each gets the end as one more entry
 _BEGINNINGS = {
     "first_part": "patterns", "first_plane": "plane_scale", "first_slot": "slot", "first_leaf": "leaf_value",
+    "first_quad": "first_look_up", "first_quad_slot": "quad_slot", "first_look_up": "look_up_group",
     "first_var": "var_states", "first_term": "term_column", "first_factor": "place", "first_test": "test_var",
 }  # fmt: skip
 
@@ -87,16 +94,13 @@ def make_program(ensemble: Ensemble, *, max_doubles: int, background: np.ndarray
     run_start: list[int] = []
     run_factored: list[int] = []
     for output in range(ensemble.n_outputs):
-        for tree in range(output, ensemble.n_trees, ensemble.n_outputs):
-            for run in _runs(trees[tree]):
-                run_start.append(layout.groups)
-                for chosen in run:
-                    if chosen.form.terms == DIRECT:
-                        layout.add_group(chosen)
-                run_factored.append(layout.groups)
-                for chosen in run:
-                    if chosen.form.terms != DIRECT:
-                        layout.add_group(chosen)
+        for run in _runs([chosen for tree in trees[output :: ensemble.n_outputs] for chosen in tree]):
+            run_start.append(layout.groups)
+            layout.add_direct([chosen for chosen in run if chosen.form.terms == DIRECT])
+            run_factored.append(layout.groups)
+            for chosen in run:
+                if chosen.form.terms != DIRECT:
+                    layout.add_group(chosen)
         output_start.append(len(run_start))
     # the kernel looks one run ahead
     run_start += [layout.groups, layout.groups]
@@ -105,6 +109,7 @@ def make_program(ensemble: Ensemble, *, max_doubles: int, background: np.ndarray
         "output_start": np.array(output_start, dtype=np.int64),
         "run_start": np.array(run_start, dtype=np.int64),
         "run_factored": np.array(run_factored, dtype=np.int64),
+        "most_direct": RUN_GROUPS,
         "used": len(ensemble.used),
     }
     quads = -(-np.diff(arrays["first_slot"]) // LANES)
@@ -121,16 +126,18 @@ def make_program(ensemble: Ensemble, *, max_doubles: int, background: np.ndarray
     )
 
 
-def _runs(tree: list[Chosen]) -> list[list[Chosen]]:
-    """A tree's groups, in several runs where their tables are large."""
+def _runs(groups: list[Chosen]) -> list[list[Chosen]]:
+    """Groups that are worked on together: a few direct ones, and those in parts between them."""
     runs: list[list[Chosen]] = []
-    doubles = RUN_DOUBLES
-    for chosen in tree:
-        if doubles >= RUN_DOUBLES:
+    doubles, direct = RUN_DOUBLES, 0
+    for chosen in groups:
+        if doubles >= RUN_DOUBLES or direct == RUN_GROUPS:
             runs.append([])
-            doubles = 0
+            doubles = direct = 0
         runs[-1].append(chosen)
-        doubles += chosen.form.doubles
+        if chosen.form.terms == DIRECT:
+            doubles += chosen.form.doubles
+            direct += 1
     return runs
 
 
@@ -145,7 +152,26 @@ class _Layout:
         self._answers: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # fails, rows, failed
         self.doubles = self.groups = self._bits = self._n_words = self._n_answers = self._longest = 0
 
-    def add_group(self, chosen: Chosen) -> None:
+    def add_direct(self, run: list[Chosen]) -> None:
+        """The direct groups of a run, whose features are in quads that they have in common."""
+        a = self._lists
+        quads = common_quads([self._features(chosen.parts(self._variables)[-1]) for chosen in run])
+        table: dict[tuple[int, int], int] = {}  # of a group's quad
+        for number, chosen in enumerate(run):
+            own = [i for i, quad in enumerate(quads) if number in quad.groups]
+            begin = self.doubles
+            self.add_group(chosen, [quads[i].features for i in own])
+            table |= {(number, i): begin + place * (self.doubles - begin) // len(own) for place, i in enumerate(own)}
+        a["first_quad"].append(len(a["first_look_up"]))
+        for i, quad in enumerate(quads):
+            a["first_quad_slot"].append(len(a["quad_slot"]))
+            a["quad_slot"] += quad.features
+            a["first_look_up"].append(len(a["look_up_group"]))
+            a["look_up_group"] += quad.groups
+            a["look_up_table"] += [table[number, i] for number in quad.groups]
+
+    def add_group(self, chosen: Chosen, quads: list[list[int]] | None = None) -> None:
+        """A group, of which the last part's features may be in quads that others have in common."""
         group, form = chosen.group, chosen.form
         a = self._lists
         a["first_part"].append(len(a["patterns"]))
@@ -167,7 +193,7 @@ class _Layout:
             kinds = ["values"] * len(shared) + ["weighted"]
         for kind, part in zip(kinds, shared, strict=False):
             self._add_part(part, [Leaf(1.0, group.leaves[0].cells, group.leaves[0].zero_fraction)], chosen, kind)
-        self._add_part(differing, group.leaves, chosen, kinds[-1])
+        self._add_part(differing, group.leaves, chosen, kinds[-1], quads)
 
     def _add_against(self, chosen: Chosen) -> None:
         """A group against background rows: its leaves come after all parts, because they are of all parts."""
@@ -184,16 +210,16 @@ class _Layout:
             self._add_leaf_against(leaf, variables, place)
 
     def _add_part(
-        self, part: list[int], leaves: list[Leaf], chosen: Chosen, kind: str
+        self, part: list[int], leaves: list[Leaf], chosen: Chosen, kind: str, quads: list[list[int]] | None = None
     ) -> tuple[dict[int, list[int]], dict[int, int]]:
         """One part of a group: its variables' states and its features' columns."""
         a, terms = self._lists, chosen.form.terms
         states = {v: partition_cells(self._variables[v].all_cells, chosen.group.sets[v]) for v in part}
         numbers = {v: _numbers(len(found), terms) for v, found in states.items()}
         patterns = math.prod(numbers.values())
-        features = list(dict.fromkeys(self._variables[v].feature for v in part))
-        quads = -(-len(features) // LANES)
-        record = LANES if terms == DIRECT else padded(terms) + quads * terms * LANES if terms > 0 else 0
+        features = self._features(part)
+        quads = quads or [features[at : at + LANES] for at in range(0, len(features), LANES)]
+        record = LANES if terms == DIRECT else padded(terms) + len(quads) * terms * LANES if terms > 0 else 0
         a["first_plane"].append(len(a["plane_scale"]))
         a["patterns"].append(patterns)
         a["record"].append(record)
@@ -204,13 +230,19 @@ class _Layout:
         a["rule"].append(self._rules.setdefault((kind, chosen.form.points, max(1, terms)), len(self._rules)))
         a["first_leaf"].append(len(a["leaf_value"]))
         a["first_var"].append(len(a["var_states"]))
-        a["slot"] += features
-        self.doubles += patterns * record * (quads if terms == DIRECT else 1)
+        for quad in quads[:-1]:  # whole ones, if need be by features that are not the group's, whose columns are 0
+            a["slot"] += (quad * LANES)[:LANES]
+        a["slot"] += quads[-1] if quads else []
+        self.doubles += patterns * record * (len(quads) if terms == DIRECT else 1)
         self._add_planes(states, numbers)
-        place = {feature: i for i, feature in enumerate(features)}
+        columns = {f: i * LANES + lane for i, quad in enumerate(quads) for lane, f in enumerate(quad)}
+        place = {feature: columns[feature] for feature in features}
         for leaf in leaves:
             self._add_leaf(leaf, states, place)
         return states, place
+
+    def _features(self, part: list[int]) -> list[int]:
+        return list(dict.fromkeys(self._variables[v].feature for v in part))
 
     def _add_planes(self, states: dict[int, list[int]], numbers: dict[int, int]) -> None:
         """The variables in order, as many to a plane as a byte can number."""

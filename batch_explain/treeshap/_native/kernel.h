@@ -2,11 +2,12 @@
 // ../program.py fills the arrays.
 //
 // Per block of rows: (1) each column turns a feature's values into byte codes; (2) for each group of leaves, the codes
-// give the number of a pattern for each row; (3) for each quad of the group's features, the pattern selects four doubles
-// of a table, which for four rows are transposed and added to the features' sums; (4) the sums go to the results.
+// give the number of a pattern for each row; (3) for each quad of features, the pattern selects four doubles of a table,
+// which for four rows are added up over the few groups that have the quad in common, transposed and added to the features'
+// sums; (4) the sums go to the results.
 //
 // A block's sums go from the second-level cache to the next and back, in order, while tables are read here and there: so a
-// block has as many rows as its tables serve well, which come nearer for each group of leaves.
+// block has as many rows as its tables serve well, which come nearer a few lines at a time while others are looked up.
 //
 // The generic code below is compiled three times on x86-64, for any CPU, AVX2 and AVX-512, and once elsewhere. Every row
 // is computed by the same additions and multiplications in the same order (no contraction to fused operations), so the
@@ -35,12 +36,16 @@ namespace {
 
 using f64x4 = double __attribute__((vector_size(32)));
 using f64x4u = double __attribute__((vector_size(32), aligned(8)));
+using i64x4 = int64_t __attribute__((vector_size(32)));
 using i8x32 = int8_t __attribute__((vector_size(32)));
 using u8x32 = uint8_t __attribute__((vector_size(32)));
 using i8x32u = int8_t __attribute__((vector_size(32), aligned(1)));
 
 constexpr int LANES = 4;     // features of a quad: doubles that one pattern selects together
+constexpr int TOGETHER = 4;  // groups that a quad is looked up in at a time
 constexpr int TILE = 128;    // rows whose values are encoded at a time
+constexpr int SPAN = 64;     // rows of a look-up, after which lines are prefetched
+constexpr int LINE = 8;      // doubles
 constexpr int64_t MAX_ROWS = 1 << 16;  // so that 16 bits number a block's rows
 constexpr int64_t MAX_SUMS = 2 << 20;  // doubles: a block has fewer rows where there are many features
 // Rows of arrays are this far apart: at equal offsets within a page, a load would wait for the last store to any other
@@ -105,6 +110,12 @@ struct Groups {
   const int64_t *output_start;  // runs of an output
   const int64_t *run_start;     // groups of a run: first the direct ones,
   const int64_t *run_factored;  // then those in parts
+  const int64_t *first_quad;    // of a run: the quads that the features of its direct groups are in
+  const int64_t *first_quad_slot;  // of a quad: its features,
+  const int32_t *quad_slot;
+  const int64_t *first_look_up; // and where it is looked up:
+  const int32_t *look_up_group; // in which groups of the run,
+  const int64_t *look_up_table; // whose tables of the quad begin where
   const int32_t *first_part;
   const int32_t *terms;         // quadrature points or moments; 0: a direct group, its single part integrated; -1: no
                                 // tables; -2: against background rows, without tables
@@ -162,21 +173,31 @@ struct Factor {  // of the product that is integrated: z + (o - z) t
   f64x4u sum;     // over the points: weight times the product of all others
 };
 
+struct Ahead {  // the next run's tables, which come into the second-level cache while this one's are looked up
+  const double *at = nullptr, *end = nullptr;
+  int64_t lines = 0;  // at a time
+};
+
 struct Scratch {
   int64_t rows;                    // that a block has at most: whole tiles
   std::vector<double> values;      // (feature, TILE)
   Buffer sums;                     // (feature, row of the block)
   std::vector<int8_t> codes;       // (column, row of the block)
+  std::vector<uint16_t> direct;    // (direct group of a run, row of the block): its pattern
   std::vector<uint32_t> patterns;  // (part of a group, row of the block)
-  // the combinations of patterns that occur in the block: number of each row's (times LANES), a row of each,
-  std::vector<uint32_t> id, row;
+  // the combinations of patterns that occur in the block: number of each row's, a row of each,
+  std::vector<uint16_t> id;
+  std::vector<uint32_t> row;
   std::vector<uint32_t> key;       // of each row, the patterns of all parts in one number,
   std::vector<uint64_t> long_key;  // where they are long,
   std::vector<uint16_t> heads;     // a row of each hash,
   std::vector<uint16_t> number;    // and, of rows that represent a combination, its number
+  std::vector<uint32_t> record;    // (part, combination): where its record begins in the part's table,
+  std::vector<double> others;      // and (part, combination of a tile, point) what the other parts make of it
   std::vector<Factor> factors;     // of a combination, of a group without tables
   std::vector<uint8_t> states;     // of a combination, of a group against background rows: of each variable
   Buffer occurring;         // (quad of a group, combination, LANES)
+  Ahead ahead;
 
   int64_t of_sums() const { return rows + APART / 8; }          // from a feature's to the next one's
   int64_t of_codes() const { return rows + APART; }             // from a column's to the next one's
@@ -254,12 +275,12 @@ INLINE void encode(const Columns &c, const double *values, int8_t *codes, int64_
 
 // ---- 2. codes -> patterns -----------------------------------------------------------------------------------------
 
-// Number of each row's pattern, times unit: a sum over terms, 128 rows at a time in registers.
-INLINE void form_patterns(const Groups &g, const Terms &t, int part, const Scratch &s, int64_t rows, uint32_t unit,
-                          uint32_t *patterns) {
+// Number of each row's pattern: a sum over terms, 128 rows at a time in registers.
+template <class Number>
+INLINE void form_patterns(const Groups &g, const Terms &t, int part, const Scratch &s, int64_t rows, Number *patterns) {
   constexpr int BYTES = 32;
   for (int plane = g.first_plane[part]; plane < g.first_plane[part + 1]; ++plane) {
-    const uint32_t scale = (uint32_t)g.plane_scale[plane] * unit;
+    const uint32_t scale = (uint32_t)g.plane_scale[plane];
     const int64_t begin = g.first_term[plane], predicates = g.first_predicate[plane], end = g.first_term[plane + 1];
     for (int64_t r0 = 0; r0 < rows; r0 += TILE) {
       const int8_t *codes = s.codes.data() + r0;
@@ -285,19 +306,19 @@ INLINE void form_patterns(const Groups &g, const Terms &t, int part, const Scrat
       }
       alignas(32) uint8_t bytes[TILE];
       std::memcpy(bytes, sum, TILE);
-      uint32_t *to = patterns + r0;
+      Number *to = patterns + r0;
       if (plane > g.first_plane[part])
-        for (int i = 0; i < TILE; ++i) to[i] += bytes[i] * scale;
-      else if (unit == LANES)
-        for (int i = 0; i < TILE; ++i) to[i] = (uint32_t)bytes[i] * LANES;
+        for (int i = 0; i < TILE; ++i) to[i] += (Number)(bytes[i] * scale);
       else
-        for (int i = 0; i < TILE; ++i) to[i] = bytes[i] * scale;
+        for (int i = 0; i < TILE; ++i) to[i] = bytes[i];
     }
   }
 }
 
 // ---- 3. patterns -> sums ------------------------------------------------------------------------------------------
 
+// Four rows' doubles of four features, transposed and added. Interleaved as integers, because that takes either of two
+// ports of the CPU where doubles would have one.
 template <int WIDTH>
 INLINE void add_transposed(const f64x4 &a, const f64x4 &b, const f64x4 &c, const f64x4 &d, double *const *to, int64_t r) {
   const f64x4 ab = __builtin_shufflevector(a, b, 0, 4, 2, 6), cd = __builtin_shufflevector(c, d, 0, 4, 2, 6);
@@ -310,32 +331,76 @@ INLINE void add_transposed(const f64x4 &a, const f64x4 &b, const f64x4 &c, const
   }
 }
 
-template <int WIDTH>
-INLINE void add_quad(const double *table, const uint32_t *patterns, int64_t rows, const int32_t *slot, Scratch &s) {
+// What a row's pattern selects of a table.
+INLINE const f64x4 &selected(const double *table, uint16_t pattern) {
+  return *(const f64x4 *)(table + (size_t)pattern * LANES);
+}
+
+// Look one quad of features up in the tables of several groups: of each, where its table begins and its rows' patterns.
+template <int WIDTH, int GROUPS>
+INLINE void add_quad(const double *const *tables, const uint16_t *const *patterns, int64_t rows, const int32_t *slot,
+                     Scratch &s) {
   double *to[WIDTH];
+  const double *table[GROUPS];
+  const uint16_t *pattern[GROUPS];
   for (int i = 0; i < WIDTH; ++i) to[i] = s.sums.data() + slot[i] * s.of_sums();
-  for (int64_t r = 0; r < rows; r += LANES) {
-    const f64x4 a = *(const f64x4 *)(table + patterns[r]), b = *(const f64x4 *)(table + patterns[r + 1]);
-    const f64x4 c = *(const f64x4 *)(table + patterns[r + 2]), d = *(const f64x4 *)(table + patterns[r + 3]);
-    add_transposed<WIDTH>(a, b, c, d, to, r);
+  for (int i = 0; i < GROUPS; ++i) table[i] = tables[i], pattern[i] = patterns[i];
+  Ahead ahead = s.ahead;
+  for (int64_t r0 = 0; r0 < rows; r0 += SPAN) {
+    for (int64_t line = 0; line < ahead.lines && ahead.at < ahead.end; ++line, ahead.at += LINE)
+      __builtin_prefetch(ahead.at, 0, 2);
+    for (int64_t r = r0; r < std::min(rows, r0 + SPAN); r += LANES) {
+      f64x4 of[LANES];
+      for (int i = 0; i < LANES; ++i) of[i] = selected(table[0], pattern[0][r + i]);
+      for (int k = 1; k < GROUPS; ++k)
+        for (int i = 0; i < LANES; ++i) of[i] += selected(table[k], pattern[k][r + i]);
+      add_transposed<WIDTH>(of[0], of[1], of[2], of[3], to, r);
+    }
   }
+  s.ahead = ahead;
+}
+
+template <int GROUPS>
+INLINE void add_quad(int width, const double *const *tables, const uint16_t *const *patterns, int64_t rows,
+                     const int32_t *slot, Scratch &s) {
+  if (width >= 4) add_quad<4, GROUPS>(tables, patterns, rows, slot, s);
+  else if (width == 3) add_quad<3, GROUPS>(tables, patterns, rows, slot, s);
+  else if (width == 2) add_quad<2, GROUPS>(tables, patterns, rows, slot, s);
+  else add_quad<1, GROUPS>(tables, patterns, rows, slot, s);
 }
 
 // All features of a part; its quads' tables are stride doubles apart.
-INLINE void add_quads(const Groups &g, int part, const double *table, int64_t stride, const uint32_t *patterns,
+INLINE void add_quads(const Groups &g, int part, const double *table, int64_t stride, const uint16_t *patterns,
                       int64_t rows, Scratch &s) {
   for (int slot = g.first_slot[part]; slot < g.first_slot[part + 1]; slot += LANES) {
-    const int width = g.first_slot[part + 1] - slot;
-    if (width >= 4) add_quad<4>(table, patterns, rows, g.slot + slot, s);
-    else if (width == 3) add_quad<3>(table, patterns, rows, g.slot + slot, s);
-    else if (width == 2) add_quad<2>(table, patterns, rows, g.slot + slot, s);
-    else add_quad<1>(table, patterns, rows, g.slot + slot, s);
+    add_quad<1>(g.first_slot[part + 1] - slot, &table, &patterns, rows, g.slot + slot, s);
     table += stride;
   }
 }
 
-// The rows of a block that have the same patterns in all parts of a group: id[r] numbers the row's combination (times
-// LANES), row[id] is a row that has it. Returns how many there are. Without branches, which would be mispredicted: of all
+// The direct groups of a run, whose patterns are formed: quad by quad, each in all groups that have features of it.
+INLINE void add_direct(const Groups &g, int64_t run, const double *tables, int64_t rows, Scratch &s) {
+  for (int64_t quad = g.first_quad[run]; quad < g.first_quad[run + 1]; ++quad) {
+    const int width = (int)(g.first_quad_slot[quad + 1] - g.first_quad_slot[quad]);
+    const int32_t *slot = g.quad_slot + g.first_quad_slot[quad];
+    for (int64_t k = g.first_look_up[quad], end = g.first_look_up[quad + 1]; k < end;) {
+      const double *table[TOGETHER];
+      const uint16_t *patterns[TOGETHER];
+      const int n = (int)std::min<int64_t>(TOGETHER, end - k);
+      for (int i = 0; i < n; ++i, ++k) {
+        table[i] = tables + g.look_up_table[k];
+        patterns[i] = s.direct.data() + g.look_up_group[k] * s.rows;
+      }
+      if (n == 1) add_quad<1>(width, table, patterns, rows, slot, s);
+      else if (n == 2) add_quad<2>(width, table, patterns, rows, slot, s);
+      else if (n == 3) add_quad<3>(width, table, patterns, rows, slot, s);
+      else add_quad<4>(width, table, patterns, rows, slot, s);
+    }
+  }
+}
+
+// The rows of a block that have the same patterns in all parts of a group: id[r] numbers the row's combination, row[id]
+// is a row that has it. Returns how many there are. Without branches, which would be mispredicted: of all
 // rows of one hash, the last represents those that have its key; the few others represent themselves.
 template <class Key>
 INLINE int64_t number_combinations(const Groups &g, int first, int last, int64_t rows, Key *key, Scratch &s) {
@@ -348,18 +413,19 @@ INLINE int64_t number_combinations(const Groups &g, int first, int last, int64_t
   constexpr Key MULTIPLIER = (Key)0x9E3779B97F4A7C15u | 1;
   constexpr int HIGH = 8 * sizeof(Key) - HASH_BITS;
   uint16_t *heads = s.heads.data(), *number = s.number.data();
-  uint32_t *id = s.id.data(), *row = s.row.data();
+  uint16_t *id = s.id.data();
+  uint32_t *row = s.row.data();
   for (int64_t r = 0; r < rows; ++r) heads[(Key)(key[r] * MULTIPLIER) >> HIGH] = (uint16_t)r;
   uint32_t found = 0;
   for (int64_t r = 0; r < rows; ++r) {
     const uint32_t head = heads[(Key)(key[r] * MULTIPLIER) >> HIGH];
     const uint32_t mine = key[head] == key[r] ? head : (uint32_t)r;
-    id[r] = mine;
+    id[r] = (uint16_t)mine;
     row[found] = (uint32_t)r;
     number[r] = (uint16_t)found;
     found += mine == r;
   }
-  for (int64_t r = 0; r < rows; ++r) id[r] = number[id[r]] * LANES;
+  for (int64_t r = 0; r < rows; ++r) id[r] = number[id[r]];
   return found;
 }
 
@@ -367,8 +433,8 @@ INLINE int64_t number_combinations(const Groups &g, int first, int last, int64_t
 INLINE int64_t number_few_combinations(const Groups &g, int first, int64_t rows, Scratch &s) {
   const uint32_t below = (uint32_t)g.patterns[first], all = below * (uint32_t)g.patterns[first + 1];
   const uint32_t *low = s.patterns.data(), *high = s.patterns.data() + s.rows;
-  uint32_t *key = s.key.data(), *id = s.id.data(), *row = s.row.data();
-  uint16_t *number = s.heads.data();
+  uint32_t *key = s.key.data(), *row = s.row.data();
+  uint16_t *id = s.id.data(), *number = s.heads.data();
   std::fill_n(number, all, 0);
   for (int64_t r = 0; r < rows; ++r) key[r] = low[r] + high[r] * below;
   for (int64_t r = 0; r < rows; ++r) number[key[r]] = 1;
@@ -379,9 +445,8 @@ INLINE int64_t number_few_combinations(const Groups &g, int first, int64_t rows,
     found += occurs;
   }
   for (int64_t r = 0; r < rows; ++r) {
-    const uint32_t mine = number[key[r]];
-    row[mine] = (uint32_t)r;
-    id[r] = mine * LANES;
+    id[r] = number[key[r]];
+    row[id[r]] = (uint32_t)r;
   }
   return found;
 }
@@ -393,29 +458,34 @@ INLINE int64_t number_combinations(const Groups &g, int first, int last, int64_t
   const int bits = shift + 64 - __builtin_clzll((uint64_t)(g.patterns[last - 1] - 1) | 1);
   if (bits <= 32) return number_combinations(g, first, last, rows, s.key.data(), s);
   if (bits <= 64) return number_combinations(g, first, last, rows, s.long_key.data(), s);
-  for (int64_t r = 0; r < rows; ++r) s.id[r] = (s.row[r] = (uint32_t)r) * LANES;  // take all rows as different
+  for (int64_t r = 0; r < rows; ++r) s.id[r] = (uint16_t)(s.row[r] = (uint32_t)r);  // take all rows as different
   return rows;
 }
 
-// One part's contributions, (term, quad, lane), times the factors of the other parts, for one combination of patterns.
+// One part's contributions, (term, quad, lane), times factors, for combinations of patterns: of each, where its record of
+// contributions and its factors begin.
 template <int QUADS>
-INLINE void combine_quads(const double *contributions, const double *factor, int all_quads, int terms, double *to,
-                          int64_t stride) {
-  f64x4 sum[QUADS];
-  for (int quad = 0; quad < QUADS; ++quad) sum[quad] = *(const f64x4 *)(contributions + quad * LANES) * factor[0];
-  for (int m = 1; m < terms; ++m) {
-    contributions += all_quads * LANES;
-    for (int quad = 0; quad < QUADS; ++quad) sum[quad] += *(const f64x4 *)(contributions + quad * LANES) * factor[m];
+INLINE void combine_quads(const double *contributions, const uint32_t *record, const double *factors, const uint32_t *factor,
+                          int64_t found, int all_quads, int terms, double *to, int64_t stride) {
+  for (int64_t id = 0; id < found; ++id, to += LANES) {
+    const double *from = contributions + record[id], *by = factors + factor[id];
+    f64x4 sum[QUADS];
+    for (int quad = 0; quad < QUADS; ++quad) sum[quad] = *(const f64x4 *)(from + quad * LANES) * by[0];
+    for (int m = 1; m < terms; ++m) {
+      from += all_quads * LANES;
+      for (int quad = 0; quad < QUADS; ++quad) sum[quad] += *(const f64x4 *)(from + quad * LANES) * by[m];
+    }
+    for (int quad = 0; quad < QUADS; ++quad) *(f64x4 *)(to + quad * stride) = sum[quad];
   }
-  for (int quad = 0; quad < QUADS; ++quad) *(f64x4 *)(to + quad * stride) = sum[quad];
 }
 
-INLINE void combine(const double *contributions, const double *factor, int quads, int terms, double *to,
-                    int64_t stride) {
+INLINE void combine(const double *contributions, const uint32_t *record, const double *factors, const uint32_t *factor,
+                    int64_t found, int quads, int terms, double *to, int64_t stride) {
   int quad = 0;
   for (; quad + 2 <= quads; quad += 2)
-    combine_quads<2>(contributions + quad * LANES, factor, quads, terms, to + quad * stride, stride);
-  if (quad < quads) combine_quads<1>(contributions + quad * LANES, factor, quads, terms, to + quad * stride, stride);
+    combine_quads<2>(contributions + quad * LANES, record, factors, factor, found, quads, terms, to + quad * stride, stride);
+  if (quad < quads)
+    combine_quads<1>(contributions + quad * LANES, record, factors, factor, found, quads, terms, to + quad * stride, stride);
 }
 
 INLINE int quads_of(const Groups &g, int part) {
@@ -428,42 +498,52 @@ INLINE void tables_of_parts(const Groups &g, int first, int last, Scratch &s, do
   for (int part = first; part < last; at += quads_of(g, part++) * s.of_quad()) table[part - first] = at;
 }
 
+// Of combinations of a group in many parts, for each part, the products of all other parts at the points.
+INLINE void multiply_others(const Groups &g, const double *tables, int first, int parts, int padded,
+                            const uint32_t *record, int64_t found, Scratch &s) {
+  for (int64_t id = 0; id < found; ++id)
+    for (int p = 0; p < padded; p += LANES) {
+      double *others = s.others.data() + id * padded + p;
+      f64x4 before = f64x4{} + 1.0, after = before;
+      for (int i = 0; i < parts; ++i) {
+        *(f64x4u *)(others + i * TILE * padded) = before;
+        before *= *(const f64x4 *)(tables + g.table[first + i] + record[i * s.rows + id] + p);
+      }
+      for (int i = parts - 1; i >= 0; --i) {
+        *(f64x4u *)(others + i * TILE * padded) *= after;
+        after *= *(const f64x4 *)(tables + g.table[first + i] + record[i * s.rows + id] + p);
+      }
+    }
+}
+
 // A group in parts: tabulate the combinations of patterns that occur in this block, to be looked up like a direct group's
 // patterns. A record of a part's table, one for each of its patterns, is (padded term) products, then (term, quad, lane)
 // contributions. Two parts hold coefficients, so that each one's contributions meet the other's products; more hold
 // values at points, where the products of all others are formed first.
 INLINE void tabulate(const Groups &g, const double *tables, int first, int last, int terms, int64_t found, Scratch &s) {
-  const int padded = (terms + LANES - 1) / LANES * LANES, vectors = padded / LANES, parts = last - first;
-  alignas(32) double rest[MAX_POINTS];
-  const double *record[MAX_PARTS];
+  const int padded = (terms + LANES - 1) / LANES * LANES, parts = last - first;
   double *table[MAX_PARTS];
-  f64x4 before[MAX_PARTS][MAX_POINTS / LANES];  // products of all parts before this one
   tables_of_parts(g, first, last, s, table);
-  for (int64_t id = 0; id < found; ++id) {
+  uint32_t *record = s.record.data();
+  for (int i = 0; i < parts; ++i) {
+    const uint32_t *patterns = s.patterns.data() + i * s.rows, size = (uint32_t)g.record[first + i];
+    for (int64_t id = 0; id < found; ++id) record[i * s.rows + id] = patterns[s.row[id]] * size;
+  }
+  if (parts == 2) {
+    const double *a = tables + g.table[first], *b = tables + g.table[first + 1];
+    combine(a + padded, record, b, record + s.rows, found, quads_of(g, first), terms, table[0], s.of_quad());
+    combine(b + padded, record + s.rows, a, record, found, quads_of(g, first + 1), terms, table[1], s.of_quad());
+    return;
+  }
+  s.others.resize((size_t)parts * TILE * padded);
+  uint32_t begin[TILE];  // of a combination's among the others' products
+  for (int i = 0; i < TILE; ++i) begin[i] = (uint32_t)(i * padded);
+  for (int64_t id = 0; id < found; id += TILE) {
+    const int64_t n = std::min<int64_t>(TILE, found - id);
+    multiply_others(g, tables, first, parts, padded, record + id, n, s);
     for (int i = 0; i < parts; ++i)
-      record[i] = tables + g.table[first + i] + (int64_t)s.patterns[i * s.rows + s.row[id]] * g.record[first + i];
-    if (parts == 2) {
-      combine(record[0] + padded, record[1], quads_of(g, first), terms, table[0] + id * LANES, s.of_quad());
-      combine(record[1] + padded, record[0], quads_of(g, first + 1), terms, table[1] + id * LANES, s.of_quad());
-      continue;
-    }
-    for (int v = 0; v < vectors; ++v) {
-      f64x4 product = f64x4{} + 1.0;
-      for (int i = 0; i < parts; ++i) {
-        before[i][v] = product;
-        product *= *(const f64x4 *)(record[i] + v * LANES);
-      }
-    }
-    // from the last part to the first, so that after holds the product of all parts behind this one
-    f64x4 after[MAX_POINTS / LANES];
-    for (int v = 0; v < vectors; ++v) after[v] = f64x4{} + 1.0;
-    for (int i = parts - 1; i >= 0; --i) {
-      for (int v = 0; v < vectors; ++v) {
-        *(f64x4 *)(rest + v * LANES) = before[i][v] * after[v];
-        after[v] *= *(const f64x4 *)(record[i] + v * LANES);
-      }
-      combine(record[i] + padded, rest, quads_of(g, first + i), terms, table[i] + id * LANES, s.of_quad());
-    }
+      combine(tables + g.table[first + i] + padded, record + i * s.rows + id, s.others.data() + i * TILE * padded, begin, n,
+              quads_of(g, first + i), terms, table[i] + id * LANES, s.of_quad());
   }
 }
 
@@ -620,13 +700,13 @@ INLINE void store(const Input &in, const Output &out, int o, int64_t first, int6
   }
 }
 
-// While a run is worked on, the next run's tables come into the second-level cache, a share for each of its groups.
-INLINE void prefetch(const double *tables, const Groups &g, int64_t run, int64_t share, int64_t shares) {
-  constexpr int64_t LINE = 8;  // doubles
-  const int64_t from = g.table[g.first_part[g.run_start[run]]], to = g.table[g.first_part[g.run_start[run + 1]]];
-  const int64_t size = (to - from) / shares + LINE;
-  for (int64_t at = from + share * size; at < std::min(to, from + (share + 1) * size); at += LINE)
-    __builtin_prefetch(tables + at, 0, 2);
+// The next run's tables, so many lines at a time that they are there when this run's direct groups are done. All at once
+// they would hold up what comes first.
+INLINE Ahead tables_ahead(const Groups &g, const double *tables, int64_t run, int64_t rows) {
+  const double *from = tables + g.table[g.first_part[g.run_start[run + 1]]];
+  const double *to = tables + g.table[g.first_part[g.run_start[run + 2]]];
+  const int64_t times = (g.first_quad[run + 1] - g.first_quad[run]) * ((rows + SPAN - 1) / SPAN);
+  return {from, to, ((to - from) / LINE + times) / std::max<int64_t>(1, times)};
 }
 
 INLINE void explain_rows(const Columns &c, const Terms &t, const Groups &g, const double *tables, const Input &in,
@@ -645,16 +725,14 @@ INLINE void explain_rows(const Columns &c, const Terms &t, const Groups &g, cons
       std::fill_n(s.sums.data(), in.features * s.of_sums(), 0.0);
       for (int64_t run = g.output_start[o]; run < g.output_start[o + 1]; ++run) {
         const int64_t g0 = g.run_start[run], factored = g.run_factored[run], g1 = g.run_start[run + 1];
-        for (int64_t group = g0; group < factored; ++group) {
-          const int part = g.first_part[group];
-          if (left >= FEW) prefetch(tables, g, run + 1, group - g0, factored - g0);
-          form_patterns(g, t, part, s, rows, LANES, s.patterns.data());
-          add_quads(g, part, tables + g.table[part], g.patterns[part] * LANES, s.patterns.data(), rows, s);
-        }
+        s.ahead = left >= FEW ? tables_ahead(g, tables, run, rows) : Ahead{};
+        for (int64_t group = g0; group < factored; ++group)
+          form_patterns(g, t, g.first_part[group], s, rows, s.direct.data() + (group - g0) * s.rows);
+        add_direct(g, run, tables, rows, s);
         for (int64_t group = factored; group < g1; ++group) {
           const int p0 = g.first_part[group], p1 = g.first_part[group + 1];
           for (int part = p0; part < p1; ++part)
-            form_patterns(g, t, part, s, rows, 1, s.patterns.data() + (part - p0) * s.rows);
+            form_patterns(g, t, part, s, rows, s.patterns.data() + (part - p0) * s.rows);
           const int64_t found = number_combinations(g, p0, p1, rows, s);
           if (g.terms[group] == -2) compare(g, (int)group, found, s);
           else if (g.terms[group] < 0) compute(g, (int)group, found, s);
@@ -819,7 +897,7 @@ struct Program {
   Columns columns;
   Terms terms;
   Groups groups;
-  int64_t n_groups, widest, most_quads;
+  int64_t n_groups, most_direct, widest, most_quads;
   int features;
 };
 
@@ -833,6 +911,12 @@ template <class Arrays> Groups groups_of(const Arrays &a) {
   g.output_start = data<int64_t>(a, "output_start");
   g.run_start = data<int64_t>(a, "run_start");
   g.run_factored = data<int64_t>(a, "run_factored");
+  g.first_quad = data<int64_t>(a, "first_quad");
+  g.first_quad_slot = data<int64_t>(a, "first_quad_slot");
+  g.quad_slot = data<int32_t>(a, "quad_slot");
+  g.first_look_up = data<int64_t>(a, "first_look_up");
+  g.look_up_group = data<int32_t>(a, "look_up_group");
+  g.look_up_table = data<int64_t>(a, "look_up_table");
   g.first_part = data<int32_t>(a, "first_part");
   g.terms = data<int32_t>(a, "terms");
   g.first_plane = data<int32_t>(a, "first_plane");
@@ -890,7 +974,7 @@ template <class Arrays> Program program_of(const Arrays &a) {
                   data<int32_t>(a, "classes")};
   const Terms t{data<int32_t>(a, "term_column"), data<uint8_t>(a, "term_mask"), data<int8_t>(a, "term_threshold"),
                 data<uint8_t>(a, "term_delta")};
-  return {c, t, groups_of(a), (int64_t)a.template get<int32_t>("terms").size(), a.number("widest"), a.number("most_quads"),
+  return {c, t, groups_of(a), (int64_t)a.template get<int32_t>("terms").size(), a.number("most_direct"), a.number("widest"), a.number("most_quads"),
           (int)a.number("used")};
 }
 
@@ -915,7 +999,9 @@ void explain(Explain function, int64_t block, const Program &program, const doub
   s.values.assign((size_t)in.features * TILE, 0.0);
   s.sums.allocate((size_t)in.features * s.of_sums());
   s.codes.assign((size_t)program.columns.n * s.of_codes(), 0);
+  s.direct.assign((size_t)program.most_direct * s.rows, 0);
   s.patterns.assign((size_t)program.widest * s.rows, 0);
+  s.record.assign((size_t)program.widest * s.rows, 0);
   s.key.assign(s.rows, 0);
   s.long_key.assign(s.rows, 0);
   s.id.assign(s.rows, 0);
