@@ -336,7 +336,8 @@ class Run:
         Returns
         -------
         pyarrow.dataset.Dataset
-            Its parts in input order; nothing is read yet.
+            Its parts in input order; nothing is read yet. Where the run lies on an object store, a program that ends
+            right after scanning it may be aborted by Arrow's threads; ``to_dask`` and ``row`` have none.
 
         Raises
         ------

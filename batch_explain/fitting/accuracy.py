@@ -8,9 +8,17 @@ import pandas as pd
 
 from batch_explain.fitting.rows import Dataset
 from batch_explain.results import Run
+from batch_explain.storage.parquet_files import open_parquet
 from batch_explain.storage.reading import read_batches
 
 _BATCH_ROWS = 65_536
+
+
+def _predictions(run: Run) -> Iterator[pd.Series]:
+    for part in run.table("predictions").get_fragments():
+        with part.open() as stream:
+            for batch in open_parquet(stream).iter_batches(columns=["prediction"], use_threads=False):
+                yield batch.column(0).to_pandas()
 
 
 def accuracy(run: Run, labels: Iterable[pd.Series]) -> dict[str, Any] | None:
@@ -26,9 +34,7 @@ def accuracy(run: Run, labels: Iterable[pd.Series]) -> dict[str, Any] | None:
     if "predictions" not in run.info["tables"]:
         return None
     classes = run.info["task"] == "classification"
-    predictions = _Cursor(
-        batch.column(0).to_pandas() for batch in run.table("predictions").to_batches(columns=["prediction"])
-    )
+    predictions = _Cursor(_predictions(run))
     rows, right, error = 0, 0, 0.0
     moments = np.zeros(2)
     for true in labels:

@@ -87,5 +87,6 @@ def _messages(source: pa.NativeFile) -> Iterator[tuple[int, pa.Message]]:
 
 def _batch(beginning: bytes, data: bytes, columns: list[int]) -> pa.RecordBatch:
     """A record batch, of a stream that has no other."""
-    options = pa.ipc.IpcReadOptions(included_fields=sorted(columns))
+    # not in Arrow's threads, for the reason that parquet_files.open_parquet gives
+    options = pa.ipc.IpcReadOptions(included_fields=sorted(columns), use_threads=False)
     return pa.ipc.open_stream(pa.BufferReader(beginning + data), options=options).read_next_batch()

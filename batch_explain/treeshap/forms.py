@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 DIRECT, NO_TABLES, BACKGROUND = 0, -1, -2  # instead of a number of terms
 LANES = 4  # of the kernel: columns of a table that one look-up reads
-MAX_DIRECT = 4096  # patterns of a direct table
+MAX_DIRECT = 4096  # patterns of a direct table: 16 bits hold one
 MAX_PART = 512  # patterns of each of two parts
 MAX_PARTS = 160
 MANY_FEATURES = (4, 2)  # of each of many parts: as fast as can be, or as small
@@ -15,7 +15,7 @@ NO_TABLES_FEATURES, NO_TABLES_PATTERNS = 8, 1 << 24  # of each part of a group w
 # Against background rows: of each part, of a group of several leaves (64 bits hold a combination), of a variable.
 PART_BITS, GROUP_BITS, STATES_BITS = 24, 64, 6
 
-# Costs in processor cycles a row, fitted to timings of the kernel.
+# Costs in processor cycles a row, fitted to timings of the kernel, as if no groups had quads in common.
 TERM, PLANE, GROUP = 0.12, 0.3, 0.3
 LOOK_UP = ((64, 2.3), (128, 2.4), (256, 2.6), (512, 3.6), (1024, 5.0), (2048, 7.5), (4096, 10.0))  # patterns, cost
 # A group in parts: hashing a row's patterns, looking a quad up, and the share of rows, for each bit of the patterns,

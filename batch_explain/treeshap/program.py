@@ -15,9 +15,10 @@ from batch_explain.treeshap.quads import common_quads
 from batch_explain.treeshap.splits import Splits, Variable, splits_of
 
 MAX_PLANE = 256  # patterns that one byte numbers
-# Of groups that are worked on together, whose tables and rows' patterns should stay in a second-level cache:
-RUN_GROUPS = 8  # the direct ones,
-RUN_DOUBLES = 64_000  # and the size of their tables
+# Direct groups that are worked on together, and the size of their tables: these, and the rows' patterns, should stay in
+# a second-level cache.
+RUN_GROUPS = 8
+RUN_DOUBLES = 64_000
 _EVERYTHING = (1 << 64) - 1
 
 _TYPES: dict[str, type] = {
@@ -41,7 +42,7 @@ _TYPES: dict[str, type] = {
     "test_var": np.int32, "test_factor": np.int32, "test_states": np.uint64,
 }  # fmt: skip
 
-# array of beginnings -> array that it points into; each gets the end as one more entry
+# array of beginnings -> array that it points into; each gets the end as one more entry, in this order
 _BEGINNINGS = {
     "first_part": "patterns", "first_plane": "plane_scale", "first_slot": "slot", "first_leaf": "leaf_value",
     "first_quad": "first_look_up", "first_quad_slot": "quad_slot", "first_look_up": "look_up_group",
@@ -60,7 +61,8 @@ class Program:
     doubles : int
         Size of the tables.
     groups, direct, look_ups : int
-        Numbers of groups, of direct ones among them, and of quads of features that are looked up for each row.
+        Numbers of groups, of direct ones among them, and of quads that are looked up for each row, those in common once
+        for each group.
     answers_bytes : int
         Size of what is kept of background rows.
     cycles : float
@@ -104,6 +106,7 @@ def make_program(ensemble: Ensemble, *, max_doubles: int, background: np.ndarray
         output_start.append(len(run_start))
     # the kernel looks one run ahead
     run_start += [layout.groups, layout.groups]
+    run_factored.append(layout.groups)
     arrays = layout.arrays()
     arrays |= {
         "output_start": np.array(output_start, dtype=np.int64),
@@ -112,7 +115,7 @@ def make_program(ensemble: Ensemble, *, max_doubles: int, background: np.ndarray
         "most_direct": RUN_GROUPS,
         "used": len(ensemble.used),
     }
-    quads = -(-np.diff(arrays["first_slot"]) // LANES)
+    quads = -(-np.diff(arrays["first_slot"]) // LANES)  # of groups that are not direct
     by_group = np.add.reduceat(np.append(quads, 0), arrays["first_part"][:-1]) if layout.groups else np.zeros(1)
     arrays["most_quads"] = int(by_group[arrays["terms"] != DIRECT].max(initial=0)) if layout.groups else 0
     return Program(
@@ -120,7 +123,7 @@ def make_program(ensemble: Ensemble, *, max_doubles: int, background: np.ndarray
         layout.doubles,
         layout.groups,
         direct=int((arrays["terms"] == DIRECT).sum()),
-        look_ups=int(quads.sum()),
+        look_ups=len(arrays["look_up_group"]) + int(quads.sum()),
         cycles=sum(chosen.form.cost for tree in trees for chosen in tree),
         answers_bytes=sum(arrays[name].nbytes for name in ("fails", "answer_rows", "answer_failed")),
     )
@@ -218,23 +221,23 @@ class _Layout:
         numbers = {v: _numbers(len(found), terms) for v, found in states.items()}
         patterns = math.prod(numbers.values())
         features = self._features(part)
-        quads = quads or [features[at : at + LANES] for at in range(0, len(features), LANES)]
+        a["first_slot"].append(len(a["slot"]))
+        if quads is None:
+            quads = [features[at : at + LANES] for at in range(0, len(features), LANES)]
+            a["slot"] += features
         record = LANES if terms == DIRECT else padded(terms) + len(quads) * terms * LANES if terms > 0 else 0
         a["first_plane"].append(len(a["plane_scale"]))
         a["patterns"].append(patterns)
         a["record"].append(record)
         a["key_shift"].append(self._bits)
         self._bits += (patterns - 1).bit_length()
-        a["first_slot"].append(len(a["slot"]))
         a["table"].append(self.doubles)
         a["rule"].append(self._rules.setdefault((kind, chosen.form.points, max(1, terms)), len(self._rules)))
         a["first_leaf"].append(len(a["leaf_value"]))
         a["first_var"].append(len(a["var_states"]))
-        for quad in quads[:-1]:  # whole ones, if need be by features that are not the group's, whose columns are 0
-            a["slot"] += (quad * LANES)[:LANES]
-        a["slot"] += quads[-1] if quads else []
         self.doubles += patterns * record * (len(quads) if terms == DIRECT else 1)
         self._add_planes(states, numbers)
+        # one column for each feature, even of those in several quads: all other columns stay 0
         columns = {f: i * LANES + lane for i, quad in enumerate(quads) for lane, f in enumerate(quad)}
         place = {feature: columns[feature] for feature in features}
         for leaf in leaves:

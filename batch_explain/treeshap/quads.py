@@ -21,7 +21,8 @@ class Quad:
     ----------
     features : list of int
     groups : list of int
-        Places among the groups. A group need not have all of the features.
+        Places among the groups. A group need not have all of the features; one that it has may be in another of its
+        quads as well, where a later group filled a place.
     """
 
     features: list[int]
@@ -47,7 +48,8 @@ def common_quads(groups: Sequence[Sequence[int]]) -> list[Quad]:
         before = list(quads)
         while left and before:
             taken = [_taken(quad, left) for quad in before]
-            best = max(range(len(before)), key=lambda i: (len(taken[i]), -len(before[i].features)))
+            held = [sum(feature in quad.features for feature in left) for quad in before]
+            best = max(range(len(before)), key=lambda i: (len(taken[i]), held[i], -len(before[i].features)))
             quad, found = before.pop(best), taken[best]
             # the others of a full look-up must fill whole ones
             if len(found) < (len(left) - 1) % LANES + 1:

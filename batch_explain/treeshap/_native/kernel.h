@@ -36,7 +36,6 @@ namespace {
 
 using f64x4 = double __attribute__((vector_size(32)));
 using f64x4u = double __attribute__((vector_size(32), aligned(8)));
-using i64x4 = int64_t __attribute__((vector_size(32)));
 using i8x32 = int8_t __attribute__((vector_size(32)));
 using u8x32 = uint8_t __attribute__((vector_size(32)));
 using i8x32u = int8_t __attribute__((vector_size(32), aligned(1)));
@@ -123,7 +122,7 @@ struct Groups {
   const int64_t *patterns;      // of a part
   const int32_t *record;        // of a part: doubles of one pattern (direct: of one pattern and quad)
   const int32_t *key_shift;     // of a part: where its pattern stands in a key of all parts' patterns
-  const int32_t *first_slot;    // of a part: its features
+  const int32_t *first_slot;    // of a part that is not direct: its features
   const int64_t *table;         // of a part: where its doubles begin
   const int32_t *slot;          // feature of a table column: position among the used features
   const int32_t *plane_scale;   // pattern = sum of plane x scale
@@ -173,7 +172,7 @@ struct Factor {  // of the product that is integrated: z + (o - z) t
   f64x4u sum;     // over the points: weight times the product of all others
 };
 
-struct Ahead {  // the next run's tables, which come into the second-level cache while this one's are looked up
+struct Ahead {  // tables of the next run, which come into the second-level cache while this one's are looked up
   const double *at = nullptr, *end = nullptr;
   int64_t lines = 0;  // at a time
 };
@@ -192,7 +191,7 @@ struct Scratch {
   std::vector<uint64_t> long_key;  // where they are long,
   std::vector<uint16_t> heads;     // a row of each hash,
   std::vector<uint16_t> number;    // and, of rows that represent a combination, its number
-  std::vector<uint32_t> record;    // (part, combination): where its record begins in the part's table,
+  std::vector<uint32_t> record;    // (part, combination): where its record begins in the part's table (of less than 2^32),
   std::vector<double> others;      // and (part, combination of a tile, point) what the other parts make of it
   std::vector<Factor> factors;     // of a combination, of a group without tables
   std::vector<uint8_t> states;     // of a combination, of a group against background rows: of each variable
@@ -317,8 +316,7 @@ INLINE void form_patterns(const Groups &g, const Terms &t, int part, const Scrat
 
 // ---- 3. patterns -> sums ------------------------------------------------------------------------------------------
 
-// Four rows' doubles of four features, transposed and added. Interleaved as integers, because that takes either of two
-// ports of the CPU where doubles would have one.
+// Four rows' doubles of four features, transposed and added.
 template <int WIDTH>
 INLINE void add_transposed(const f64x4 &a, const f64x4 &b, const f64x4 &c, const f64x4 &d, double *const *to, int64_t r) {
   const f64x4 ab = __builtin_shufflevector(a, b, 0, 4, 2, 6), cd = __builtin_shufflevector(c, d, 0, 4, 2, 6);
@@ -391,6 +389,7 @@ INLINE void add_direct(const Groups &g, int64_t run, const double *tables, int64
         table[i] = tables + g.look_up_table[k];
         patterns[i] = s.direct.data() + g.look_up_group[k] * s.rows;
       }
+      static_assert(TOGETHER == 4, "as many as are named here");
       if (n == 1) add_quad<1>(width, table, patterns, rows, slot, s);
       else if (n == 2) add_quad<2>(width, table, patterns, rows, slot, s);
       else if (n == 3) add_quad<3>(width, table, patterns, rows, slot, s);
@@ -535,7 +534,7 @@ INLINE void tabulate(const Groups &g, const double *tables, int first, int last,
     combine(b + padded, record + s.rows, a, record, found, quads_of(g, first + 1), terms, table[1], s.of_quad());
     return;
   }
-  s.others.resize((size_t)parts * TILE * padded);
+  s.others.resize(std::max(s.others.size(), (size_t)parts * TILE * padded));
   uint32_t begin[TILE];  // of a combination's among the others' products
   for (int i = 0; i < TILE; ++i) begin[i] = (uint32_t)(i * padded);
   for (int64_t id = 0; id < found; id += TILE) {
@@ -700,13 +699,13 @@ INLINE void store(const Input &in, const Output &out, int o, int64_t first, int6
   }
 }
 
-// The next run's tables, so many lines at a time that they are there when this run's direct groups are done. All at once
-// they would hold up what comes first.
+// The tables of the next run's direct groups, so many lines at a time that they are there when this run's are done. All at
+// once they would hold up what comes first.
 INLINE Ahead tables_ahead(const Groups &g, const double *tables, int64_t run, int64_t rows) {
   const double *from = tables + g.table[g.first_part[g.run_start[run + 1]]];
-  const double *to = tables + g.table[g.first_part[g.run_start[run + 2]]];
+  const double *to = tables + g.table[g.first_part[g.run_factored[run + 1]]];
   const int64_t times = (g.first_quad[run + 1] - g.first_quad[run]) * ((rows + SPAN - 1) / SPAN);
-  return {from, to, ((to - from) / LINE + times) / std::max<int64_t>(1, times)};
+  return times ? Ahead{from, to, ((to - from) / LINE + times) / times} : Ahead{};
 }
 
 INLINE void explain_rows(const Columns &c, const Terms &t, const Groups &g, const double *tables, const Input &in,
@@ -974,7 +973,8 @@ template <class Arrays> Program program_of(const Arrays &a) {
                   data<int32_t>(a, "classes")};
   const Terms t{data<int32_t>(a, "term_column"), data<uint8_t>(a, "term_mask"), data<int8_t>(a, "term_threshold"),
                 data<uint8_t>(a, "term_delta")};
-  return {c, t, groups_of(a), (int64_t)a.template get<int32_t>("terms").size(), a.number("most_direct"), a.number("widest"), a.number("most_quads"),
+  return {c, t, groups_of(a), (int64_t)a.template get<int32_t>("terms").size(),
+          a.number("most_direct"), a.number("widest"), a.number("most_quads"),
           (int)a.number("used")};
 }
 
