@@ -104,9 +104,8 @@ def make_program(ensemble: Ensemble, *, max_doubles: int, background: np.ndarray
                 if chosen.form.terms != DIRECT:
                     layout.add_group(chosen)
         output_start.append(len(run_start))
-    # the kernel looks one run ahead
-    run_start += [layout.groups, layout.groups]
-    run_factored.append(layout.groups)
+    run_start.append(layout.groups)
+    run_factored.append(layout.groups)  # the kernel looks one run ahead
     arrays = layout.arrays()
     arrays |= {
         "output_start": np.array(output_start, dtype=np.int64),

@@ -8,7 +8,7 @@ has more quads for it than it would have alone.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from batch_explain.treeshap.forms import LANES
 
@@ -26,7 +26,7 @@ class Quad:
     """
 
     features: list[int]
-    groups: list[int] = field(default_factory=list)
+    groups: list[int]
 
 
 def common_quads(groups: Sequence[Sequence[int]]) -> list[Quad]:
@@ -40,6 +40,10 @@ def common_quads(groups: Sequence[Sequence[int]]) -> list[Quad]:
     ----------
     groups : sequence of sequence of int
         Features of each group, in the order of its paths.
+
+    Returns
+    -------
+    list of Quad
     """
     uses = Counter(feature for features in groups for feature in features)
     quads: list[Quad] = []
@@ -47,22 +51,25 @@ def common_quads(groups: Sequence[Sequence[int]]) -> list[Quad]:
         left = sorted(features, key=lambda feature: -uses[feature])
         before = list(quads)
         while left and before:
-            taken = [_taken(quad, left) for quad in before]
-            held = [sum(feature in quad.features for feature in left) for quad in before]
-            best = max(range(len(before)), key=lambda i: (len(taken[i]), held[i], -len(before[i].features)))
-            quad, found = before.pop(best), taken[best]
+            found = [_taken(quad, left) for quad in before]
+            most = [
+                (len(held) + len(added), len(held), -len(quad.features))
+                for quad, (held, added) in zip(before, found, strict=True)
+            ]
+            best = most.index(max(most))
+            quad, (held, added) = before.pop(best), found[best]
             # the others of a full look-up must fill whole ones
-            if len(found) < (len(left) - 1) % LANES + 1:
+            if len(held) + len(added) < (len(left) - 1) % LANES + 1:
                 break
-            quad.features += [feature for feature in found if feature not in quad.features]
+            quad.features += added
             quad.groups.append(number)
-            left = [feature for feature in left if feature not in found]
+            left = [feature for feature in left if feature not in quad.features]
         quads += [Quad(left[at : at + LANES], [number]) for at in range(0, len(left), LANES)]
     return quads
 
 
-def _taken(quad: Quad, features: list[int]) -> list[int]:
-    """Those of the features that a quad holds, or has a place for if it holds any."""
+def _taken(quad: Quad, features: list[int]) -> tuple[list[int], list[int]]:
+    """Those of the features that a quad holds, and those that it has a place for if it holds any."""
     held = [feature for feature in features if feature in quad.features]
     room = LANES - len(quad.features) if held else 0
-    return held + [feature for feature in features if feature not in quad.features][:room]
+    return held, [feature for feature in features if feature not in quad.features][:room]

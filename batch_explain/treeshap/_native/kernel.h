@@ -367,15 +367,6 @@ INLINE void add_quad(int width, const double *const *tables, const uint16_t *con
   else add_quad<1, GROUPS>(tables, patterns, rows, slot, s);
 }
 
-// All features of a part; its quads' tables are stride doubles apart.
-INLINE void add_quads(const Groups &g, int part, const double *table, int64_t stride, const uint16_t *patterns,
-                      int64_t rows, Scratch &s) {
-  for (int slot = g.first_slot[part]; slot < g.first_slot[part + 1]; slot += LANES) {
-    add_quad<1>(g.first_slot[part + 1] - slot, &table, &patterns, rows, g.slot + slot, s);
-    table += stride;
-  }
-}
-
 // The direct groups of a run, whose patterns are formed: quad by quad, each in all groups that have features of it.
 INLINE void add_direct(const Groups &g, int64_t run, const double *tables, int64_t rows, Scratch &s) {
   for (int64_t quad = g.first_quad[run]; quad < g.first_quad[run + 1]; ++quad) {
@@ -399,8 +390,8 @@ INLINE void add_direct(const Groups &g, int64_t run, const double *tables, int64
 }
 
 // The rows of a block that have the same patterns in all parts of a group: id[r] numbers the row's combination, row[id]
-// is a row that has it. Returns how many there are. Without branches, which would be mispredicted: of all
-// rows of one hash, the last represents those that have its key; the few others represent themselves.
+// is a row that has it. Returns how many there are. Without branches, which would be mispredicted: of all rows of one
+// hash, the last represents those that have its key; the few others represent themselves.
 template <class Key>
 INLINE int64_t number_combinations(const Groups &g, int first, int last, int64_t rows, Key *key, Scratch &s) {
   for (int64_t r = 0; r < rows; ++r) key[r] = s.patterns[r];
@@ -411,8 +402,7 @@ INLINE int64_t number_combinations(const Groups &g, int first, int last, int64_t
   }
   constexpr Key MULTIPLIER = (Key)0x9E3779B97F4A7C15u | 1;
   constexpr int HIGH = 8 * sizeof(Key) - HASH_BITS;
-  uint16_t *heads = s.heads.data(), *number = s.number.data();
-  uint16_t *id = s.id.data();
+  uint16_t *heads = s.heads.data(), *number = s.number.data(), *id = s.id.data();
   uint32_t *row = s.row.data();
   for (int64_t r = 0; r < rows; ++r) heads[(Key)(key[r] * MULTIPLIER) >> HIGH] = (uint16_t)r;
   uint32_t found = 0;
@@ -670,10 +660,10 @@ INLINE void compare(const Groups &g, int group, int64_t found, Scratch &s) {
 // Look up what tabulate, compute or compare has made.
 INLINE void add_occurring(const Groups &g, int first, int last, int64_t rows, Scratch &s) {
   const double *table = s.occurring.data();
-  for (int part = first; part < last; ++part) {
-    add_quads(g, part, table, s.of_quad(), s.id.data(), rows, s);
-    table += quads_of(g, part) * s.of_quad();
-  }
+  const uint16_t *id = s.id.data();
+  for (int part = first; part < last; ++part)
+    for (int slot = g.first_slot[part]; slot < g.first_slot[part + 1]; slot += LANES, table += s.of_quad())
+      add_quad<1>(g.first_slot[part + 1] - slot, &table, &id, rows, g.slot + slot, s);
 }
 
 // ---- 4. sums -> results -------------------------------------------------------------------------------------------
