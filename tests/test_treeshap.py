@@ -141,6 +141,17 @@ def test_blocks_give_the_same_bits(block_rows: int, name: str) -> None:
     assert_same_bits(explainer_of(name).explain(rows_of(name), block_rows=block_rows), expected_of(name))
 
 
+def test_combinations_that_are_listed_and_hashed_give_the_same_bits() -> None:
+    """Long blocks go through the combinations of two small parts, short ones hash those that occur."""
+    rows, arrays = rows_of("wide", 20_000), explainer_of("wide").program.arrays
+    parts = np.diff(arrays["first_part"])
+    first = arrays["first_part"][:-1][(parts == 2) & (arrays["terms"] > 0)]
+    combinations = arrays["patterns"][first] * arrays["patterns"][first + 1]
+    assert np.any((combinations > 512) & (combinations < 65_536)) and np.any(combinations > 65_536)
+    found = explainer_of("wide").explain(rows, block_rows=20_000)
+    assert_same_bits(found, explainer_of("wide").explain(rows, block_rows=128))
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("threads", [2, 3, 7, 5_000])
 def test_threads_give_the_same_bits(threads: int, name: str) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # importing it takes longer than to explain the first row
 
 ISA_VARIABLE = "BATCH_EXPLAIN_ISA"
 DEFAULT_TABLE_BYTES = 400_000_000
-BLOCK_ROWS, LONG_BLOCK_ROWS = 8_192, 20_480
+BLOCK_ROWS, LONG_BLOCK_ROWS = 8_192, 25_600
 LAZY_SHARE = 0.05  # of groups that are computed once a block: more of them, and blocks are long
 
 MakeArray: TypeAlias = Callable[[str, int, Callable[[np.ndarray], None]], np.ndarray]

@@ -15,8 +15,8 @@ from batch_explain.treeshap.quads import common_quads
 from batch_explain.treeshap.splits import Splits, Variable, splits_of
 
 MAX_PLANE = 256  # patterns that one byte numbers
-# Direct groups that are worked on together, and the size of their tables: these, and the rows' patterns, should stay in
-# a second-level cache.
+# Direct groups that are worked on together, and the size of their tables: these, the rows' patterns and what occurs of
+# another group should stay in a second-level cache.
 RUN_GROUPS = 8
 RUN_DOUBLES = 64_000
 _EVERYTHING = (1 << 64) - 1
@@ -25,13 +25,13 @@ _TYPES: dict[str, type] = {
     # of a group
     "first_part": np.int32, "terms": np.int32, "points": np.int32,
     # of a part
-    "first_plane": np.int32, "patterns": np.int64, "record": np.int32, "first_slot": np.int32, "table": np.int64,
+    "first_plane": np.int32, "patterns": np.int64, "record": np.int32, "quads": np.int32, "first_occurring": np.int32,
+    "table": np.int64,
     "rule": np.int32, "key_shift": np.int32, "first_leaf": np.int64, "first_var": np.int64,
-    # of a table column, a plane and a term
-    "slot": np.int32,
+    # of a plane and a term
     "plane_scale": np.int32, "first_term": np.int64, "first_predicate": np.int64,
     "term_column": np.int32, "term_mask": np.uint8, "term_threshold": np.int8, "term_delta": np.uint8,
-    # of a run, a quad of its direct groups, a feature of a quad, and a look-up
+    # of a run, a quad of its groups, a feature of a quad, and a look-up
     "first_quad": np.int64, "first_look_up": np.int64, "first_quad_slot": np.int64, "quad_slot": np.int32,
     "look_up_group": np.int32, "look_up_table": np.int64,
     # for building the tables: of a variable of a part, a leaf, a factor of a leaf
@@ -44,7 +44,7 @@ _TYPES: dict[str, type] = {
 
 # array of beginnings -> array that it points into; each gets the end as one more entry, in this order
 _BEGINNINGS = {
-    "first_part": "patterns", "first_plane": "plane_scale", "first_slot": "slot", "first_leaf": "leaf_value",
+    "first_part": "patterns", "first_plane": "plane_scale", "first_leaf": "leaf_value",
     "first_quad": "first_look_up", "first_quad_slot": "quad_slot", "first_look_up": "look_up_group",
     "first_var": "var_states", "first_term": "term_column", "first_factor": "place", "first_test": "test_var",
 }  # fmt: skip
@@ -98,49 +98,46 @@ def make_program(ensemble: Ensemble, *, max_doubles: int, background: np.ndarray
     for output in range(ensemble.n_outputs):
         for run in _runs([chosen for tree in trees[output :: ensemble.n_outputs] for chosen in tree]):
             run_start.append(layout.groups)
-            layout.add_direct([chosen for chosen in run if chosen.form.terms == DIRECT])
-            run_factored.append(layout.groups)
-            for chosen in run:
-                if chosen.form.terms != DIRECT:
-                    layout.add_group(chosen)
+            run_factored.append(layout.groups + sum(chosen.form.terms == DIRECT for chosen in run))
+            layout.add_run(run)
         output_start.append(len(run_start))
-    run_start.append(layout.groups)
-    run_factored.append(layout.groups)  # the kernel looks one run ahead
+    run_start += [layout.groups] * 2  # the kernel looks one run ahead
     arrays = layout.arrays()
     arrays |= {
         "output_start": np.array(output_start, dtype=np.int64),
         "run_start": np.array(run_start, dtype=np.int64),
         "run_factored": np.array(run_factored, dtype=np.int64),
-        "most_direct": RUN_GROUPS,
+        "most_groups": int(np.diff(run_start).max(initial=0)),
+        "most_quads": layout.most_occurring,
         "used": len(ensemble.used),
     }
-    quads = -(-np.diff(arrays["first_slot"]) // LANES)  # of groups that are not direct
-    by_group = np.add.reduceat(np.append(quads, 0), arrays["first_part"][:-1]) if layout.groups else np.zeros(1)
-    arrays["most_quads"] = int(by_group[arrays["terms"] != DIRECT].max(initial=0)) if layout.groups else 0
     return Program(
         arrays,
         layout.doubles,
         layout.groups,
         direct=int((arrays["terms"] == DIRECT).sum()),
-        look_ups=len(arrays["look_up_group"]) + int(quads.sum()),
+        look_ups=len(arrays["look_up_group"]),
         cycles=sum(chosen.form.cost for tree in trees for chosen in tree),
         answers_bytes=sum(arrays[name].nbytes for name in ("fails", "answer_rows", "answer_failed")),
     )
 
 
 def _runs(groups: list[Chosen]) -> list[list[Chosen]]:
-    """Groups that are worked on together: a few direct ones, and those in parts between them."""
+    """Groups that are worked on together: a few direct ones, and after them one other at most."""
     runs: list[list[Chosen]] = []
-    doubles, direct = RUN_DOUBLES, 0
+    doubles, direct, other = RUN_DOUBLES, 0, False
     for chosen in groups:
-        if doubles >= RUN_DOUBLES or direct == RUN_GROUPS:
+        is_direct = chosen.form.terms == DIRECT
+        if doubles >= RUN_DOUBLES or direct == RUN_GROUPS or (other and not is_direct):
             runs.append([])
-            doubles = direct = 0
+            doubles, direct, other = 0, 0, False
         runs[-1].append(chosen)
-        if chosen.form.terms == DIRECT:
+        if is_direct:
             doubles += chosen.form.doubles
             direct += 1
-    return runs
+        else:
+            other = True
+    return [sorted(run, key=lambda chosen: chosen.form.terms != DIRECT) for run in runs]
 
 
 class _Layout:
@@ -153,27 +150,35 @@ class _Layout:
         self._rules: dict[tuple[str, int, int], int] = {}
         self._answers: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # fails, rows, failed
         self.doubles = self.groups = self._bits = self._n_words = self._n_answers = self._longest = 0
+        self.most_occurring = self._occurring = 0  # quads of a run's groups that are not direct
 
-    def add_direct(self, run: list[Chosen]) -> None:
-        """The direct groups of a run, whose features are in quads that they have in common."""
+    def add_run(self, run: list[Chosen]) -> None:
+        """Groups that are worked on together, whose parts' features are in quads that they have in common."""
         a = self._lists
-        quads = common_quads([self._features(chosen.parts(self._variables)[-1]) for chosen in run])
-        table: dict[tuple[int, int], int] = {}  # of a group's quad
+        parts = [(number, part) for number, chosen in enumerate(run) for part in chosen.parts(self._variables)]
+        quads = common_quads([self._features(part) for _, part in parts])
+        own = [[i for i, quad in enumerate(quads) if place in quad.groups] for place in range(len(parts))]
+        table: dict[tuple[int, int], int] = {}  # of a part and a quad
+        self._occurring = 0
         for number, chosen in enumerate(run):
-            own = [i for i, quad in enumerate(quads) if number in quad.groups]
-            begin = self.doubles
-            self.add_group(chosen, [quads[i].features for i in own])
-            table |= {(number, i): begin + place * (self.doubles - begin) // len(own) for place, i in enumerate(own)}
+            mine = [place for place, (group, _) in enumerate(parts) if group == number]
+            looked_up = [(place, i) for place in mine for i in own[place]]
+            begin, occurring = self.doubles, self._occurring
+            self._add_group(chosen, [[quads[i].features for i in own[place]] for place in mine])
+            for at, key in enumerate(looked_up):
+                direct = begin + at * (self.doubles - begin) // len(looked_up)
+                table[key] = direct if chosen.form.terms == DIRECT else ~(occurring + at)
+        self.most_occurring = max(self.most_occurring, self._occurring)
         a["first_quad"].append(len(a["first_look_up"]))
         for i, quad in enumerate(quads):
             a["first_quad_slot"].append(len(a["quad_slot"]))
             a["quad_slot"] += quad.features
             a["first_look_up"].append(len(a["look_up_group"]))
-            a["look_up_group"] += quad.groups
-            a["look_up_table"] += [table[number, i] for number in quad.groups]
+            a["look_up_group"] += [parts[place][0] for place in quad.groups]
+            a["look_up_table"] += [table[place, i] for place in quad.groups]
 
-    def add_group(self, chosen: Chosen, quads: list[list[int]] | None = None) -> None:
-        """A group, of which the last part's features may be in quads that others have in common."""
+    def _add_group(self, chosen: Chosen, quads: list[list[list[int]]]) -> None:
+        """A group, and of each part the quads that its features are in."""
         group, form = chosen.group, chosen.form
         a = self._lists
         a["first_part"].append(len(a["patterns"]))
@@ -182,7 +187,7 @@ class _Layout:
         self.groups += 1
         self._bits = 0
         if form.terms == BACKGROUND:
-            self._add_against(chosen)
+            self._add_against(chosen, quads)
             return
         *shared, differing = chosen.parts(self._variables)
         if form.terms == DIRECT:
@@ -193,37 +198,36 @@ class _Layout:
             kinds = ["moments", "moments"]
         else:
             kinds = ["values"] * len(shared) + ["weighted"]
-        for kind, part in zip(kinds, shared, strict=False):
-            self._add_part(part, [Leaf(1.0, group.leaves[0].cells, group.leaves[0].zero_fraction)], chosen, kind)
-        self._add_part(differing, group.leaves, chosen, kinds[-1], quads)
+        for kind, part, of_part in zip(kinds, shared, quads, strict=False):
+            leaf = Leaf(1.0, group.leaves[0].cells, group.leaves[0].zero_fraction)
+            self._add_part(part, [leaf], chosen, kind, of_part)
+        self._add_part(differing, group.leaves, chosen, kinds[-1], quads[-1])
 
-    def _add_against(self, chosen: Chosen) -> None:
+    def _add_against(self, chosen: Chosen, quads: list[list[list[int]]]) -> None:
         """A group against background rows: its leaves come after all parts, because they are of all parts."""
         variables: dict[int, tuple[int, list[int]]] = {}  # place among the group's, and states
         place: dict[int, int] = {}
-        quads = 0
-        for part in chosen.parts(self._variables):
-            states, columns = self._add_part(part, [], chosen, "integral")
+        before = 0
+        for part, of_part in zip(chosen.parts(self._variables), quads, strict=True):
+            states, columns = self._add_part(part, [], chosen, "integral", of_part)
             for v, found in states.items():
                 variables[v] = len(variables), found
-            place |= {feature: quads * LANES + column for feature, column in columns.items()}
-            quads += -(-len(columns) // LANES)
+            place |= {feature: before * LANES + column for feature, column in columns.items()}
+            before += len(of_part)
         for leaf in chosen.group.leaves:
             self._add_leaf_against(leaf, variables, place)
 
     def _add_part(
-        self, part: list[int], leaves: list[Leaf], chosen: Chosen, kind: str, quads: list[list[int]] | None = None
+        self, part: list[int], leaves: list[Leaf], chosen: Chosen, kind: str, quads: list[list[int]]
     ) -> tuple[dict[int, list[int]], dict[int, int]]:
         """One part of a group: its variables' states and its features' columns."""
         a, terms = self._lists, chosen.form.terms
         states = {v: partition_cells(self._variables[v].all_cells, chosen.group.sets[v]) for v in part}
         numbers = {v: _numbers(len(found), terms) for v, found in states.items()}
         patterns = math.prod(numbers.values())
-        features = self._features(part)
-        a["first_slot"].append(len(a["slot"]))
-        if quads is None:
-            quads = [features[at : at + LANES] for at in range(0, len(features), LANES)]
-            a["slot"] += features
+        a["quads"].append(len(quads))
+        a["first_occurring"].append(self._occurring)
+        self._occurring += 0 if terms == DIRECT else len(quads)
         record = LANES if terms == DIRECT else padded(terms) + len(quads) * terms * LANES if terms > 0 else 0
         a["first_plane"].append(len(a["plane_scale"]))
         a["patterns"].append(patterns)
@@ -238,7 +242,7 @@ class _Layout:
         self._add_planes(states, numbers)
         # one column for each feature, even of those in several quads: all other columns stay 0
         columns = {f: i * LANES + lane for i, quad in enumerate(quads) for lane, f in enumerate(quad)}
-        place = {feature: columns[feature] for feature in features}
+        place = {feature: columns[feature] for feature in self._features(part)}
         for leaf in leaves:
             self._add_leaf(leaf, states, place)
         return states, place

@@ -21,8 +21,8 @@ class Quad:
     ----------
     features : list of int
     groups : list of int
-        Places among the groups. A group need not have all of the features; one that it has may be in another of its
-        quads as well, where a later group filled a place.
+        Places among the groups, or parts of groups. One need not have all of the features; one that it has may be in
+        another of its quads as well, where a later one filled a place.
     """
 
     features: list[int]
@@ -39,7 +39,7 @@ def common_quads(groups: Sequence[Sequence[int]]) -> list[Quad]:
     Parameters
     ----------
     groups : sequence of sequence of int
-        Features of each group, in the order of its paths.
+        Features of each group, or part of one, in the order of its paths.
 
     Returns
     -------

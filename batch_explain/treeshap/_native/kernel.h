@@ -36,9 +36,22 @@ namespace {
 
 using f64x4 = double __attribute__((vector_size(32)));
 using f64x4u = double __attribute__((vector_size(32), aligned(8)));
-using i8x32 = int8_t __attribute__((vector_size(32)));
-using u8x32 = uint8_t __attribute__((vector_size(32)));
-using i8x32u = int8_t __attribute__((vector_size(32), aligned(1)));
+template <int BYTES> struct Bytes;  // of an instruction set's widest registers: compilers are slow with wider vectors
+template <> struct Bytes<16> {
+  using i8 = int8_t __attribute__((vector_size(16)));
+  using u8 = uint8_t __attribute__((vector_size(16)));
+  using i8u = int8_t __attribute__((vector_size(16), aligned(1)));
+};
+template <> struct Bytes<32> {
+  using i8 = int8_t __attribute__((vector_size(32)));
+  using u8 = uint8_t __attribute__((vector_size(32)));
+  using i8u = int8_t __attribute__((vector_size(32), aligned(1)));
+};
+template <> struct Bytes<64> {
+  using i8 = int8_t __attribute__((vector_size(64)));
+  using u8 = uint8_t __attribute__((vector_size(64)));
+  using i8u = int8_t __attribute__((vector_size(64), aligned(1)));
+};
 
 constexpr int LANES = 4;     // features of a quad: doubles that one pattern selects together
 constexpr int TOGETHER = 4;  // groups that a quad is looked up in at a time
@@ -51,6 +64,7 @@ constexpr int64_t MAX_SUMS = 2 << 20;  // doubles: a block has fewer rows where 
 // array (they look alike to the CPU in their low 12 bits), and all would compete for the same few cache lines.
 constexpr int64_t APART = 64;  // bytes
 constexpr int HASH_BITS = 15;  // as many numbers of combinations of patterns as stay near
+constexpr int64_t FEW = 1 << 16;  // combinations of patterns, that 16 bits number
 constexpr int MAX_POINTS = 256, MAX_PARTS = 160;  // enough for 512 distinct features on a path: see groups.py
 constexpr double ZERO_THRESHOLD = 1.0000000180025095e-35;  // LightGBM's kZeroThreshold, a float
 
@@ -108,13 +122,13 @@ struct Quadrature {  // Gauss-Legendre on [0, 1]
 struct Groups {
   const int64_t *output_start;  // runs of an output
   const int64_t *run_start;     // groups of a run: first the direct ones,
-  const int64_t *run_factored;  // then those in parts
-  const int64_t *first_quad;    // of a run: the quads that the features of its direct groups are in
+  const int64_t *run_factored;  // then one that is not, if any
+  const int64_t *first_quad;    // of a run: the quads that the features of its groups are in
   const int64_t *first_quad_slot;  // of a quad: its features,
   const int32_t *quad_slot;
   const int64_t *first_look_up; // and where it is looked up:
   const int32_t *look_up_group; // in which groups of the run,
-  const int64_t *look_up_table; // whose tables of the quad begin where
+  const int64_t *look_up_table; // whose table of the quad begins where; ~quad: that of an occurring quad
   const int32_t *first_part;
   const int32_t *terms;         // quadrature points or moments; 0: a direct group, its single part integrated; -1: no
                                 // tables; -2: against background rows, without tables
@@ -122,9 +136,9 @@ struct Groups {
   const int64_t *patterns;      // of a part
   const int32_t *record;        // of a part: doubles of one pattern (direct: of one pattern and quad)
   const int32_t *key_shift;     // of a part: where its pattern stands in a key of all parts' patterns
-  const int32_t *first_slot;    // of a part that is not direct: its features
+  const int32_t *quads;         // of a part: how many its features are in,
+  const int32_t *first_occurring;  // which follow each other among those of the run's groups that are not direct
   const int64_t *table;         // of a part: where its doubles begin
-  const int32_t *slot;          // feature of a table column: position among the used features
   const int32_t *plane_scale;   // pattern = sum of plane x scale
   const int64_t *first_term, *first_predicate;  // of a plane: its terms, and those of them that are predicates
   Leaves leaves;
@@ -182,25 +196,27 @@ struct Scratch {
   std::vector<double> values;      // (feature, TILE)
   Buffer sums;                     // (feature, row of the block)
   std::vector<int8_t> codes;       // (column, row of the block)
-  std::vector<uint16_t> direct;    // (direct group of a run, row of the block): its pattern
+  std::vector<uint16_t> entries;   // (group of a run, row of the block): which entry of the group's tables it selects
   std::vector<uint32_t> patterns;  // (part of a group, row of the block)
-  // the combinations of patterns that occur in the block: number of each row's, a row of each,
-  std::vector<uint16_t> id;
-  std::vector<uint32_t> row;
+  std::vector<uint32_t> row;       // of each combination of patterns that occurs in the block, a row,
   std::vector<uint32_t> key;       // of each row, the patterns of all parts in one number,
   std::vector<uint64_t> long_key;  // where they are long,
   std::vector<uint16_t> heads;     // a row of each hash,
-  std::vector<uint16_t> number;    // and, of rows that represent a combination, its number
+  std::vector<uint8_t> occurs;     // whether a combination occurs, where they are few,
+  std::vector<uint16_t> number;    // and the number of each, or of the one that a row represents
   std::vector<uint32_t> record;    // (part, combination): where its record begins in the part's table (of less than 2^32),
   std::vector<double> others;      // and (part, combination of a tile, point) what the other parts make of it
   std::vector<Factor> factors;     // of a combination, of a group without tables
   std::vector<uint8_t> states;     // of a combination, of a group against background rows: of each variable
-  Buffer occurring;         // (quad of a group, combination, LANES)
+  Buffer occurring;                // (occurring quad of a run, combination, LANES)
   Ahead ahead;
 
   int64_t of_sums() const { return rows + APART / 8; }          // from a feature's to the next one's
   int64_t of_codes() const { return rows + APART; }             // from a column's to the next one's
-  int64_t of_quad() const { return (rows + 3 * APART / 8) * LANES; }  // from a quad's table to the next one's
+  int64_t of_quad() const { return (rows + 3 * APART / 8) * LANES; }  // from an occurring quad's table to the next one's
+  double *table_of(int64_t quad) { return occurring.data() + quad * of_quad(); }
+  uint32_t *record_of(int part) { return record.data() + part * rows; }
+  uint16_t *entries_of(int64_t group) { return entries.data() + group * rows; }
 };
 
 // ---- 1. values -> codes -------------------------------------------------------------------------------------------
@@ -274,39 +290,34 @@ INLINE void encode(const Columns &c, const double *values, int8_t *codes, int64_
 
 // ---- 2. codes -> patterns -----------------------------------------------------------------------------------------
 
-// Number of each row's pattern: a sum over terms, 128 rows at a time in registers.
-template <class Number>
-INLINE void form_patterns(const Groups &g, const Terms &t, int part, const Scratch &s, int64_t rows, Number *patterns) {
-  constexpr int BYTES = 32;
+// Number of each row's pattern: a sum over terms, 128 rows at a time in registers. Or such numbers times more, added to others.
+template <int BYTES, class Number>
+INLINE void form_patterns(const Groups &g, const Terms &t, int part, const Scratch &s, int64_t rows, Number *patterns,
+                          Number times = 1, bool add = false) {
+  using V = Bytes<BYTES>;
+  constexpr int N = TILE / BYTES;
   for (int plane = g.first_plane[part]; plane < g.first_plane[part + 1]; ++plane) {
-    const uint32_t scale = (uint32_t)g.plane_scale[plane];
+    const Number scale = (Number)(times * g.plane_scale[plane]);
     const int64_t begin = g.first_term[plane], predicates = g.first_predicate[plane], end = g.first_term[plane + 1];
     for (int64_t r0 = 0; r0 < rows; r0 += TILE) {
       const int8_t *codes = s.codes.data() + r0;
-      u8x32 sum[TILE / BYTES];
-      sum[0] = sum[1] = sum[2] = sum[3] = u8x32{};
+      typename V::u8 sum[N] = {};
       for (int64_t k = begin; k < predicates; ++k) {
-        const i8x32u *code = (const i8x32u *)(codes + t.column[k] * s.of_codes());
-        const i8x32 threshold = i8x32{} + t.threshold[k];
-        const u8x32 delta = u8x32{} + t.delta[k];
-        sum[0] += (u8x32)(code[0] > threshold) & delta;
-        sum[1] += (u8x32)(code[1] > threshold) & delta;
-        sum[2] += (u8x32)(code[2] > threshold) & delta;
-        sum[3] += (u8x32)(code[3] > threshold) & delta;
+        const auto *code = (const typename V::i8u *)(codes + t.column[k] * s.of_codes());
+        const auto threshold = typename V::i8{} + t.threshold[k];
+        const auto delta = typename V::u8{} + t.delta[k];
+        for (int i = 0; i < N; ++i) sum[i] += (typename V::u8)(code[i] > threshold) & delta;
       }
       for (int64_t k = predicates; k < end; ++k) {
-        const i8x32u *code = (const i8x32u *)(codes + t.column[k] * s.of_codes());
-        const i8x32 mask = i8x32{} + (int8_t)t.mask[k];
-        const u8x32 delta = u8x32{} + t.delta[k];
-        sum[0] += (u8x32)((code[0] & mask) == mask) & delta;
-        sum[1] += (u8x32)((code[1] & mask) == mask) & delta;
-        sum[2] += (u8x32)((code[2] & mask) == mask) & delta;
-        sum[3] += (u8x32)((code[3] & mask) == mask) & delta;
+        const auto *code = (const typename V::i8u *)(codes + t.column[k] * s.of_codes());
+        const auto mask = typename V::i8{} + (int8_t)t.mask[k];
+        const auto delta = typename V::u8{} + t.delta[k];
+        for (int i = 0; i < N; ++i) sum[i] += (typename V::u8)((code[i] & mask) == mask) & delta;
       }
-      alignas(32) uint8_t bytes[TILE];
+      uint8_t bytes[TILE];
       std::memcpy(bytes, sum, TILE);
       Number *to = patterns + r0;
-      if (plane > g.first_plane[part])
+      if (add || plane > g.first_plane[part])
         for (int i = 0; i < TILE; ++i) to[i] += (Number)(bytes[i] * scale);
       else
         for (int i = 0; i < TILE; ++i) to[i] = bytes[i];
@@ -329,29 +340,29 @@ INLINE void add_transposed(const f64x4 &a, const f64x4 &b, const f64x4 &c, const
   }
 }
 
-// What a row's pattern selects of a table.
-INLINE const f64x4 &selected(const double *table, uint16_t pattern) {
-  return *(const f64x4 *)(table + (size_t)pattern * LANES);
-}
-
-// Look one quad of features up in the tables of several groups: of each, where its table begins and its rows' patterns.
+// Look one quad of features up in the tables of several groups: of each, where its table begins, and the rows' entries.
 template <int WIDTH, int GROUPS>
-INLINE void add_quad(const double *const *tables, const uint16_t *const *patterns, int64_t rows, const int32_t *slot,
+INLINE void add_quad(const double *const *tables, const uint16_t *const *entries, int64_t rows, const int32_t *slot,
                      Scratch &s) {
   double *to[WIDTH];
   const double *table[GROUPS];
-  const uint16_t *pattern[GROUPS];
+  const uint16_t *entry[GROUPS];
   for (int i = 0; i < WIDTH; ++i) to[i] = s.sums.data() + slot[i] * s.of_sums();
-  for (int i = 0; i < GROUPS; ++i) table[i] = tables[i], pattern[i] = patterns[i];
+  for (int i = 0; i < GROUPS; ++i) table[i] = tables[i], entry[i] = entries[i];
   Ahead ahead = s.ahead;
   for (int64_t r0 = 0; r0 < rows; r0 += SPAN) {
     for (int64_t line = 0; line < ahead.lines && ahead.at < ahead.end; ++line, ahead.at += LINE)
       __builtin_prefetch(ahead.at, 0, 2);
     for (int64_t r = r0; r < std::min(rows, r0 + SPAN); r += LANES) {
       f64x4 of[LANES];
-      for (int i = 0; i < LANES; ++i) of[i] = selected(table[0], pattern[0][r + i]);
-      for (int k = 1; k < GROUPS; ++k)
-        for (int i = 0; i < LANES; ++i) of[i] += selected(table[k], pattern[k][r + i]);
+      for (int k = 0; k < GROUPS; ++k) {
+        uint64_t four;  // rows' entries, the first lowest
+        std::memcpy(&four, entry[k] + r, sizeof four);
+        for (int i = 0; i < LANES; ++i) {
+          const f64x4 &found = *(const f64x4 *)(table[k] + (four >> 16 * i & 0xFFFF) * LANES);
+          of[i] = k ? of[i] + found : found;
+        }
+      }
       add_transposed<WIDTH>(of[0], of[1], of[2], of[3], to, r);
     }
   }
@@ -359,50 +370,45 @@ INLINE void add_quad(const double *const *tables, const uint16_t *const *pattern
 }
 
 template <int GROUPS>
-INLINE void add_quad(int width, const double *const *tables, const uint16_t *const *patterns, int64_t rows,
+INLINE void add_quad(int width, const double *const *tables, const uint16_t *const *entries, int64_t rows,
                      const int32_t *slot, Scratch &s) {
-  if (width >= 4) add_quad<4, GROUPS>(tables, patterns, rows, slot, s);
-  else if (width == 3) add_quad<3, GROUPS>(tables, patterns, rows, slot, s);
-  else if (width == 2) add_quad<2, GROUPS>(tables, patterns, rows, slot, s);
-  else add_quad<1, GROUPS>(tables, patterns, rows, slot, s);
+  if (width >= 4) add_quad<4, GROUPS>(tables, entries, rows, slot, s);
+  else if (width == 3) add_quad<3, GROUPS>(tables, entries, rows, slot, s);
+  else if (width == 2) add_quad<2, GROUPS>(tables, entries, rows, slot, s);
+  else add_quad<1, GROUPS>(tables, entries, rows, slot, s);
 }
 
-// The direct groups of a run, whose patterns are formed: quad by quad, each in all groups that have features of it.
-INLINE void add_direct(const Groups &g, int64_t run, const double *tables, int64_t rows, Scratch &s) {
+// Quad by quad, each in all groups of a run that have features of it.
+INLINE void look_up(const Groups &g, int64_t run, const double *tables, int64_t rows, Scratch &s) {
   for (int64_t quad = g.first_quad[run]; quad < g.first_quad[run + 1]; ++quad) {
     const int width = (int)(g.first_quad_slot[quad + 1] - g.first_quad_slot[quad]);
     const int32_t *slot = g.quad_slot + g.first_quad_slot[quad];
     for (int64_t k = g.first_look_up[quad], end = g.first_look_up[quad + 1]; k < end;) {
       const double *table[TOGETHER];
-      const uint16_t *patterns[TOGETHER];
+      const uint16_t *entries[TOGETHER];
       const int n = (int)std::min<int64_t>(TOGETHER, end - k);
       for (int i = 0; i < n; ++i, ++k) {
-        table[i] = tables + g.look_up_table[k];
-        patterns[i] = s.direct.data() + g.look_up_group[k] * s.rows;
+        const int64_t at = g.look_up_table[k];
+        table[i] = at < 0 ? s.table_of(~at) : tables + at;
+        entries[i] = s.entries_of(g.look_up_group[k]);
       }
       static_assert(TOGETHER == 4, "as many as are named here");
-      if (n == 1) add_quad<1>(width, table, patterns, rows, slot, s);
-      else if (n == 2) add_quad<2>(width, table, patterns, rows, slot, s);
-      else if (n == 3) add_quad<3>(width, table, patterns, rows, slot, s);
-      else add_quad<4>(width, table, patterns, rows, slot, s);
+      if (n == 1) add_quad<1>(width, table, entries, rows, slot, s);
+      else if (n == 2) add_quad<2>(width, table, entries, rows, slot, s);
+      else if (n == 3) add_quad<3>(width, table, entries, rows, slot, s);
+      else add_quad<4>(width, table, entries, rows, slot, s);
     }
   }
 }
 
-// The rows of a block that have the same patterns in all parts of a group: id[r] numbers the row's combination, row[id]
-// is a row that has it. Returns how many there are. Without branches, which would be mispredicted: of all rows of one
-// hash, the last represents those that have its key; the few others represent themselves.
+// Of rows with keys: id[r] numbers a row's key, row[id] is a row that has it. Returns how many keys there are. Without
+// branches, which would be mispredicted: of all rows of one hash, the last represents those that have its key; the few others
+// represent themselves.
 template <class Key>
-INLINE int64_t number_combinations(const Groups &g, int first, int last, int64_t rows, Key *key, Scratch &s) {
-  for (int64_t r = 0; r < rows; ++r) key[r] = s.patterns[r];
-  for (int part = first + 1; part < last; ++part) {
-    const uint32_t *patterns = s.patterns.data() + (part - first) * s.rows;
-    const int shift = g.key_shift[part];
-    for (int64_t r = 0; r < rows; ++r) key[r] |= (Key)patterns[r] << shift;
-  }
+INLINE int64_t number_keys(const Key *key, int64_t rows, uint16_t *id, Scratch &s) {
   constexpr Key MULTIPLIER = (Key)0x9E3779B97F4A7C15u | 1;
   constexpr int HIGH = 8 * sizeof(Key) - HASH_BITS;
-  uint16_t *heads = s.heads.data(), *number = s.number.data(), *id = s.id.data();
+  uint16_t *heads = s.heads.data(), *number = s.number.data();
   uint32_t *row = s.row.data();
   for (int64_t r = 0; r < rows; ++r) heads[(Key)(key[r] * MULTIPLIER) >> HIGH] = (uint16_t)r;
   uint32_t found = 0;
@@ -418,37 +424,73 @@ INLINE int64_t number_combinations(const Groups &g, int first, int last, int64_t
   return found;
 }
 
-// The same for two parts of few patterns, each of whose combinations has a number of its own.
-INLINE int64_t number_few_combinations(const Groups &g, int first, int64_t rows, Scratch &s) {
-  const uint32_t below = (uint32_t)g.patterns[first], all = below * (uint32_t)g.patterns[first + 1];
-  const uint32_t *low = s.patterns.data(), *high = s.patterns.data() + s.rows;
-  uint32_t *key = s.key.data(), *row = s.row.data();
-  uint16_t *id = s.id.data(), *number = s.heads.data();
-  std::fill_n(number, all, 0);
-  for (int64_t r = 0; r < rows; ++r) key[r] = low[r] + high[r] * below;
-  for (int64_t r = 0; r < rows; ++r) number[key[r]] = 1;
-  uint32_t found = 0;
-  for (uint32_t k = 0; k < all; ++k) {
-    const uint32_t occurs = number[k];
-    number[k] = (uint16_t)found;
-    found += occurs;
+template <class Key>
+INLINE int64_t number_keys(const Groups &g, int first, int last, int64_t rows, Key *key, uint16_t *id, Scratch &s) {
+  for (int64_t r = 0; r < rows; ++r) key[r] = s.patterns[r];
+  for (int part = first + 1; part < last; ++part) {
+    const uint32_t *patterns = s.patterns.data() + (part - first) * s.rows;
+    const int shift = g.key_shift[part];
+    for (int64_t r = 0; r < rows; ++r) key[r] |= (Key)patterns[r] << shift;
   }
-  for (int64_t r = 0; r < rows; ++r) {
-    id[r] = number[key[r]];
-    row[id[r]] = (uint32_t)r;
+  return number_keys(key, rows, id, s);
+}
+
+// Of two parts of few patterns, each of whose combinations has a number of its own: these are gone through.
+template <int BYTES>
+INLINE int64_t number_few_combinations(const Groups &g, const Terms &t, int first, int64_t rows, uint16_t *id, Scratch &s) {
+  using u8x8 = uint8_t __attribute__((vector_size(8)));
+  using u16x8u = uint16_t __attribute__((vector_size(16), aligned(2)));
+  const uint32_t low = (uint32_t)g.patterns[first], all = low * (uint32_t)g.patterns[first + 1];
+  form_patterns<BYTES>(g, t, first, s, rows, id);
+  form_patterns<BYTES>(g, t, first + 1, s, rows, id, (uint16_t)low, true);
+  uint8_t *occurs = s.occurs.data();
+  uint16_t *number = s.number.data(), *combination = s.heads.data();
+  std::memset(occurs, 0, all + sizeof(u8x8));
+  for (int64_t r = 0; r < rows; ++r) occurs[id[r]] = 1;
+  uint32_t found = 0;
+  for (uint32_t k = 0; k < all; k += sizeof(u8x8)) {  // of each of eight, how many occur before it
+    uint64_t ones;
+    std::memcpy(&ones, occurs + k, sizeof ones);
+    const uint64_t sums = ones * 0x0101010101010101u, before = sums - ones;  // in bytes, the first lowest
+    u8x8 bytes;
+    std::memcpy(&bytes, &before, sizeof bytes);
+    *(u16x8u *)(number + k) = __builtin_convertvector(bytes, u16x8u) + (uint16_t)found;
+    found += (uint32_t)(sums >> 56);
+  }
+  for (uint32_t k = 0; k < all; ++k) combination[number[k]] = (uint16_t)k;  // until one that occurs
+  for (int64_t r = 0; r < rows; ++r) id[r] = number[id[r]];
+  const uint64_t reciprocal = (uint64_t(1) << 32) / low + 1;
+  uint32_t *a = s.record_of(0), *b = s.record_of(1);
+  const uint32_t size_a = (uint32_t)g.record[first], size_b = (uint32_t)g.record[first + 1];
+  for (uint32_t n = 0; n < found; ++n) {
+    const uint32_t high = (uint32_t)(combination[n] * reciprocal >> 32);  // combination / low, exactly
+    a[n] = (combination[n] - high * low) * size_a;
+    b[n] = high * size_b;
   }
   return found;
 }
 
-INLINE int64_t number_combinations(const Groups &g, int first, int last, int64_t rows, Scratch &s) {
-  if (last - first == 2 && g.patterns[first] * g.patterns[first + 1] <= int64_t(1) << HASH_BITS)
-    return number_few_combinations(g, first, rows, s);
-  const int shift = g.key_shift[last - 1];
-  const int bits = shift + 64 - __builtin_clzll((uint64_t)(g.patterns[last - 1] - 1) | 1);
-  if (bits <= 32) return number_combinations(g, first, last, rows, s.key.data(), s);
-  if (bits <= 64) return number_combinations(g, first, last, rows, s.long_key.data(), s);
-  for (int64_t r = 0; r < rows; ++r) s.id[r] = (uint16_t)(s.row[r] = (uint32_t)r);  // take all rows as different
-  return rows;
+// The rows of a block that have the same patterns in all parts of a group: id[r] numbers the row's combination. Returns how
+// many there are. Of each, notes where its records begin, or, where there are no tables, a row.
+template <int BYTES>
+INLINE int64_t number_combinations(const Groups &g, const Terms &t, int64_t group, int64_t rows, uint16_t *id, Scratch &s) {
+  const int first = g.first_part[group], last = g.first_part[group + 1], parts = last - first;
+  const bool tables = g.terms[group] > 0;
+  if (tables && parts == 2 && g.patterns[first] * g.patterns[first + 1] <= std::min(FEW, 4 * rows))
+    return number_few_combinations<BYTES>(g, t, first, rows, id, s);
+  for (int i = 0; i < parts; ++i) form_patterns<BYTES>(g, t, first + i, s, rows, s.patterns.data() + i * s.rows);
+  const int bits = g.key_shift[last - 1] + 64 - __builtin_clzll((uint64_t)(g.patterns[last - 1] - 1) | 1);
+  int64_t found = rows;
+  if (bits <= 32) found = number_keys(g, first, last, rows, s.key.data(), id, s);
+  else if (bits <= 64) found = number_keys(g, first, last, rows, s.long_key.data(), id, s);
+  else  // take all rows as different
+    for (int64_t r = 0; r < rows; ++r) id[r] = (uint16_t)(s.row[r] = (uint32_t)r);
+  for (int i = 0; tables && i < parts; ++i) {
+    const uint32_t *patterns = s.patterns.data() + i * s.rows, size = (uint32_t)g.record[first + i];
+    uint32_t *record = s.record_of(i);
+    for (int64_t n = 0; n < found; ++n) record[n] = patterns[s.row[n]] * size;
+  }
+  return found;
 }
 
 // One part's contributions, (term, quad, lane), times factors, for combinations of patterns: of each, where its record of
@@ -477,30 +519,20 @@ INLINE void combine(const double *contributions, const uint32_t *record, const d
     combine_quads<1>(contributions + quad * LANES, record, factors, factor, found, quads, terms, to + quad * stride, stride);
 }
 
-INLINE int quads_of(const Groups &g, int part) {
-  return (g.first_slot[part + 1] - g.first_slot[part] + LANES - 1) / LANES;
-}
-
-// Where the combinations of each part's patterns are tabulated.
-INLINE void tables_of_parts(const Groups &g, int first, int last, Scratch &s, double **table) {
-  double *at = s.occurring.data();
-  for (int part = first; part < last; at += quads_of(g, part++) * s.of_quad()) table[part - first] = at;
-}
-
 // Of combinations of a group in many parts, for each part, the products of all other parts at the points.
 INLINE void multiply_others(const Groups &g, const double *tables, int first, int parts, int padded,
-                            const uint32_t *record, int64_t found, Scratch &s) {
-  for (int64_t id = 0; id < found; ++id)
+                            int64_t begin, int64_t n, Scratch &s) {
+  for (int64_t id = 0; id < n; ++id)
     for (int p = 0; p < padded; p += LANES) {
       double *others = s.others.data() + id * padded + p;
       f64x4 before = f64x4{} + 1.0, after = before;
       for (int i = 0; i < parts; ++i) {
         *(f64x4u *)(others + i * TILE * padded) = before;
-        before *= *(const f64x4 *)(tables + g.table[first + i] + record[i * s.rows + id] + p);
+        before *= *(const f64x4 *)(tables + g.table[first + i] + s.record_of(i)[begin + id] + p);
       }
       for (int i = parts - 1; i >= 0; --i) {
         *(f64x4u *)(others + i * TILE * padded) *= after;
-        after *= *(const f64x4 *)(tables + g.table[first + i] + record[i * s.rows + id] + p);
+        after *= *(const f64x4 *)(tables + g.table[first + i] + s.record_of(i)[begin + id] + p);
       }
     }
 }
@@ -511,17 +543,12 @@ INLINE void multiply_others(const Groups &g, const double *tables, int first, in
 // values at points, where the products of all others are formed first.
 INLINE void tabulate(const Groups &g, const double *tables, int first, int last, int terms, int64_t found, Scratch &s) {
   const int padded = (terms + LANES - 1) / LANES * LANES, parts = last - first;
-  double *table[MAX_PARTS];
-  tables_of_parts(g, first, last, s, table);
-  uint32_t *record = s.record.data();
-  for (int i = 0; i < parts; ++i) {
-    const uint32_t *patterns = s.patterns.data() + i * s.rows, size = (uint32_t)g.record[first + i];
-    for (int64_t id = 0; id < found; ++id) record[i * s.rows + id] = patterns[s.row[id]] * size;
-  }
   if (parts == 2) {
     const double *a = tables + g.table[first], *b = tables + g.table[first + 1];
-    combine(a + padded, record, b, record + s.rows, found, quads_of(g, first), terms, table[0], s.of_quad());
-    combine(b + padded, record + s.rows, a, record, found, quads_of(g, first + 1), terms, table[1], s.of_quad());
+    combine(a + padded, s.record_of(0), b, s.record_of(1), found, g.quads[first], terms,
+            s.table_of(g.first_occurring[first]), s.of_quad());
+    combine(b + padded, s.record_of(1), a, s.record_of(0), found, g.quads[first + 1], terms,
+            s.table_of(g.first_occurring[first + 1]), s.of_quad());
     return;
   }
   s.others.resize(std::max(s.others.size(), (size_t)parts * TILE * padded));
@@ -529,10 +556,10 @@ INLINE void tabulate(const Groups &g, const double *tables, int first, int last,
   for (int i = 0; i < TILE; ++i) begin[i] = (uint32_t)(i * padded);
   for (int64_t id = 0; id < found; id += TILE) {
     const int64_t n = std::min<int64_t>(TILE, found - id);
-    multiply_others(g, tables, first, parts, padded, record + id, n, s);
+    multiply_others(g, tables, first, parts, padded, id, n, s);
     for (int i = 0; i < parts; ++i)
-      combine(tables + g.table[first + i] + padded, record + i * s.rows + id, s.others.data() + i * TILE * padded, begin, n,
-              quads_of(g, first + i), terms, table[i] + id * LANES, s.of_quad());
+      combine(tables + g.table[first + i] + padded, s.record_of(i) + id, s.others.data() + i * TILE * padded, begin, n,
+              g.quads[first + i], terms, s.table_of(g.first_occurring[first + i]) + id * LANES, s.of_quad());
   }
 }
 
@@ -560,6 +587,12 @@ INLINE Factor *factors_of(const Leaves &l, int part, int64_t leaf, uint32_t patt
   return to;
 }
 
+INLINE void clear(const Groups &g, int first, int last, int64_t found, Scratch &s) {
+  for (int part = first; part < last; ++part)
+    for (int quad = 0; quad < g.quads[part]; ++quad)
+      std::fill_n(s.table_of(g.first_occurring[part] + quad), found * LANES, 0.0);
+}
+
 // A group without tables: as tabulate, by the formula itself. The last part is of several leaves; the others hold the
 // factors that these share.
 INLINE void compute(const Groups &g, int group, int64_t found, Scratch &s) {
@@ -572,21 +605,18 @@ INLINE void compute(const Groups &g, int group, int64_t found, Scratch &s) {
     point[p] = quadrature.point[quadrature.points_start[points] + p];
     weight[p] = quadrature.rules[quadrature.rule_start[quadrature.rule[last]] + p];
   }
-  double *table[MAX_PARTS];
-  tables_of_parts(g, first, last + 1, s, table);
   s.factors.resize(l.first_factor[leaf1] - l.first_factor[l.first_leaf[first]]);
   Factor *const begin = s.factors.data();
-  for (int quad = 0; quad < quads_of(g, last); ++quad)
-    std::fill_n(table[last - first] + quad * s.of_quad(), found * LANES, 0.0);
+  clear(g, first, last + 1, found, s);
   for (int64_t id = 0; id < found; ++id) {
     Factor *shared = begin;  // their end
     for (int part = first; part < last; ++part)
       shared = factors_of(l, part, l.first_leaf[part], s.patterns[(part - first) * s.rows + s.row[id]],
-                          table[part - first] + id * LANES, s.of_quad(), shared);
+                          s.table_of(g.first_occurring[part]) + id * LANES, s.of_quad(), shared);
     Factor *end = shared;
     for (int64_t leaf = leaf0; leaf < leaf1; ++leaf)
       end = factors_of(l, last, leaf, s.patterns[(last - first) * s.rows + s.row[id]],
-                       table[last - first] + id * LANES, s.of_quad(), end);
+                       s.table_of(g.first_occurring[last]) + id * LANES, s.of_quad(), end);
     for (int p = 0; p < points; p += LANES) {
       const f64x4 t = *(const f64x4 *)(point + p), w = *(const f64x4 *)(weight + p);
       f64x4 all_shared = f64x4{} + 1.0, all_leaves = f64x4{};
@@ -626,9 +656,7 @@ INLINE void compare(const Groups &g, int group, int64_t found, Scratch &s) {
   const Leaves &l = g.leaves;
   const int first = g.first_part[group], end = g.first_part[group + 1];
   const int64_t leaf0 = l.first_leaf[end - 1], leaf1 = l.first_leaf[end], var0 = l.first_var[first];
-  int quads = 0;
-  for (int part = first; part < end; ++part) quads += quads_of(g, part);
-  for (int quad = 0; quad < quads; ++quad) std::fill_n(s.occurring.data() + quad * s.of_quad(), found * LANES, 0.0);
+  clear(g, first, end, found, s);
   s.states.resize(l.first_var[end] - var0);
   uint8_t *const states = s.states.data();
   for (int64_t id = 0; id < found; ++id) {
@@ -639,7 +667,7 @@ INLINE void compare(const Groups &g, int group, int64_t found, Scratch &s) {
         pattern >>= __builtin_ctz(l.var_states[v]);
       }
     }
-    double *const to = s.occurring.data() + id * LANES;
+    double *const to = s.table_of(g.first_occurring[first]) + id * LANES;
     for (int64_t leaf = leaf0; leaf < leaf1; ++leaf) {
       Meeting meeting(l.answers, leaf);
       int32_t failed = -1;  // a factor's tests stand together
@@ -657,47 +685,47 @@ INLINE void compare(const Groups &g, int group, int64_t found, Scratch &s) {
   }
 }
 
-// Look up what tabulate, compute or compare has made.
-INLINE void add_occurring(const Groups &g, int first, int last, int64_t rows, Scratch &s) {
-  const double *table = s.occurring.data();
-  const uint16_t *id = s.id.data();
-  for (int part = first; part < last; ++part)
-    for (int slot = g.first_slot[part]; slot < g.first_slot[part + 1]; slot += LANES, table += s.of_quad())
-      add_quad<1>(g.first_slot[part + 1] - slot, &table, &id, rows, g.slot + slot, s);
-}
-
 // ---- 4. sums -> results -------------------------------------------------------------------------------------------
 
+// A few rows at a time, which stay near. Threads begin at different features, so that they do not touch the same pages of
+// fresh results at once, each of which the system would clear for both.
 INLINE void store(const Input &in, const Output &out, int o, int64_t first, int64_t n, Scratch &s) {
-  double *margin = out.margins + o * in.rows + first;
-  for (int64_t r = 0; r < n; ++r) margin[r] = out.expected[o];
-  for (int f = 0; f < in.features; ++f) {
-    const double *sum = s.sums.data() + f * s.of_sums();
-    for (int64_t r = 0; r < n; ++r) margin[r] += sum[r];
+  constexpr int64_t STRIP = 1024;
+  const int64_t from = in.features * in.begin / in.rows;
+  for (int64_t r0 = 0; r0 < n; r0 += STRIP) {
+    const int64_t rows = std::min(STRIP, n - r0);
+    const double *sums = s.sums.data() + r0;
+    double *margin = out.margins + o * in.rows + first + r0;
+    std::fill_n(margin, rows, out.expected[o]);
+    for (int f = 0; f < in.features; ++f)
+      for (int64_t r = 0; r < rows; ++r) margin[r] += sums[f * s.of_sums() + r];
     if (out.engineered)
-      std::memcpy(out.engineered + ((int64_t)o * in.features + f) * in.rows + first, sum, n * sizeof(double));
-  }
-  if (!out.raw) return;
-  for (int j = 0; j < out.n_raw; ++j) {
-    double *raw = out.raw + ((int64_t)o * out.n_raw + j) * in.rows + first;
-    for (int64_t r = 0; r < n; ++r) raw[r] = 0.0;
-    for (int64_t k = out.map_indptr[j]; k < out.map_indptr[j + 1]; ++k) {
-      const double *sum = s.sums.data() + out.map_indices[k] * s.of_sums();
-      const double weight = out.map_data[k];
-      for (int64_t r = 0; r < n; ++r) raw[r] += weight * sum[r];
+      for (int64_t i = 0; i < in.features; ++i) {
+        const int64_t f = (from + i) % in.features;
+        double *to = out.engineered + (o * in.features + f) * in.rows + first + r0;
+        std::memcpy(to, sums + f * s.of_sums(), rows * sizeof(double));
+      }
+    for (int j = 0; out.raw && j < out.n_raw; ++j) {
+      double *raw = out.raw + ((int64_t)o * out.n_raw + j) * in.rows + first + r0;
+      std::fill_n(raw, rows, 0.0);
+      for (int64_t k = out.map_indptr[j]; k < out.map_indptr[j + 1]; ++k) {
+        const double *sum = sums + out.map_indices[k] * s.of_sums(), weight = out.map_data[k];
+        for (int64_t r = 0; r < rows; ++r) raw[r] += weight * sum[r];
+      }
     }
   }
 }
 
-// The tables of the next run's direct groups, so many lines at a time that they are there when this run's are done. All at
-// once they would hold up what comes first.
+// The tables of the next run, so many lines at a time that they are there when this run's are done. All at once they would
+// hold up what comes first.
 INLINE Ahead tables_ahead(const Groups &g, const double *tables, int64_t run, int64_t rows) {
   const double *from = tables + g.table[g.first_part[g.run_start[run + 1]]];
-  const double *to = tables + g.table[g.first_part[g.run_factored[run + 1]]];
+  const double *to = tables + g.table[g.first_part[g.run_start[run + 2]]];
   const int64_t times = (g.first_quad[run + 1] - g.first_quad[run]) * ((rows + SPAN - 1) / SPAN);
   return times ? Ahead{from, to, ((to - from) / LINE + times) / times} : Ahead{};
 }
 
+template <int BYTES>
 INLINE void explain_rows(const Columns &c, const Terms &t, const Groups &g, const double *tables, const Input &in,
                          const Output &out, Scratch &s) {
   constexpr int64_t FEW = 512;  // rows, that read few of a table's lines
@@ -716,18 +744,14 @@ INLINE void explain_rows(const Columns &c, const Terms &t, const Groups &g, cons
         const int64_t g0 = g.run_start[run], factored = g.run_factored[run], g1 = g.run_start[run + 1];
         s.ahead = left >= FEW ? tables_ahead(g, tables, run, rows) : Ahead{};
         for (int64_t group = g0; group < factored; ++group)
-          form_patterns(g, t, g.first_part[group], s, rows, s.direct.data() + (group - g0) * s.rows);
-        add_direct(g, run, tables, rows, s);
+          form_patterns<BYTES>(g, t, g.first_part[group], s, rows, s.entries_of(group - g0));
         for (int64_t group = factored; group < g1; ++group) {
-          const int p0 = g.first_part[group], p1 = g.first_part[group + 1];
-          for (int part = p0; part < p1; ++part)
-            form_patterns(g, t, part, s, rows, s.patterns.data() + (part - p0) * s.rows);
-          const int64_t found = number_combinations(g, p0, p1, rows, s);
+          const int64_t found = number_combinations<BYTES>(g, t, group, rows, s.entries_of(group - g0), s);
           if (g.terms[group] == -2) compare(g, (int)group, found, s);
           else if (g.terms[group] < 0) compute(g, (int)group, found, s);
-          else tabulate(g, tables, p0, p1, g.terms[group], found, s);
-          add_occurring(g, p0, p1, rows, s);
+          else tabulate(g, tables, g.first_part[group], g.first_part[group + 1], g.terms[group], found, s);
         }
+        look_up(g, run, tables, rows, s);
       }
       store(in, out, o, first, left, s);
     }
@@ -742,20 +766,20 @@ using Explain = void (*)(const Columns &, const Terms &, const Groups &, const d
 
 void explain_baseline(const Columns &c, const Terms &t, const Groups &g, const double *tables, const Input &in,
                       const Output &out, Scratch &s) {
-  explain_rows(c, t, g, tables, in, out, s);
+  explain_rows<16>(c, t, g, tables, in, out, s);
 }
 
 #ifdef HAS_DISPATCH
 __attribute__((target("avx2"))) void explain_avx2(const Columns &c, const Terms &t, const Groups &g,
                                                   const double *tables, const Input &in, const Output &out,
                                                   Scratch &s) {
-  explain_rows(c, t, g, tables, in, out, s);
+  explain_rows<32>(c, t, g, tables, in, out, s);
 }
 
 __attribute__((target("avx2,avx512f,avx512bw,avx512dq,avx512vl"))) void explain_avx512(
     const Columns &c, const Terms &t, const Groups &g, const double *tables, const Input &in, const Output &out,
     Scratch &s) {
-  explain_rows(c, t, g, tables, in, out, s);
+  explain_rows<64>(c, t, g, tables, in, out, s);
 }
 #endif
 
@@ -815,9 +839,9 @@ void leaf_against(const Answers &a, int64_t leaf, double value, int k, uint64_t 
 
 // Fill one part's table. rule: (term, point); a direct part has one term, the integral. Values of the functions of t at the
 // points become sums over rule: integrals, moments, or (an identity or the weights as rule) the values themselves.
-void build_part(const Leaves &l, int64_t part, int64_t patterns, int slots, int q, int terms, bool direct,
+void build_part(const Leaves &l, int64_t part, int64_t patterns, int quads, int q, int terms, bool direct,
                 const double *points, const double *rule, double *table) {
-  const int quads = (slots + LANES - 1) / LANES, padded = (terms + LANES - 1) / LANES * LANES;
+  const int padded = (terms + LANES - 1) / LANES * LANES;
   const int64_t record = direct ? LANES : padded + quads * terms * LANES;
   const int64_t v0 = l.first_var[part], v1 = l.first_var[part + 1];
   std::vector<double> product(q), contribution, known;
@@ -886,7 +910,7 @@ struct Program {
   Columns columns;
   Terms terms;
   Groups groups;
-  int64_t n_groups, most_direct, widest, most_quads;
+  int64_t n_groups, most_groups, widest, most_quads;
   int features;
 };
 
@@ -912,9 +936,9 @@ template <class Arrays> Groups groups_of(const Arrays &a) {
   g.patterns = data<int64_t>(a, "patterns");
   g.record = data<int32_t>(a, "record");
   g.key_shift = data<int32_t>(a, "key_shift");
-  g.first_slot = data<int32_t>(a, "first_slot");
+  g.quads = data<int32_t>(a, "quads");
+  g.first_occurring = data<int32_t>(a, "first_occurring");
   g.table = data<int64_t>(a, "table");
-  g.slot = data<int32_t>(a, "slot");
   g.plane_scale = data<int32_t>(a, "plane_scale");
   g.first_term = data<int64_t>(a, "first_term");
   g.first_predicate = data<int64_t>(a, "first_predicate");
@@ -964,7 +988,7 @@ template <class Arrays> Program program_of(const Arrays &a) {
   const Terms t{data<int32_t>(a, "term_column"), data<uint8_t>(a, "term_mask"), data<int8_t>(a, "term_threshold"),
                 data<uint8_t>(a, "term_delta")};
   return {c, t, groups_of(a), (int64_t)a.template get<int32_t>("terms").size(),
-          a.number("most_direct"), a.number("widest"), a.number("most_quads"),
+          a.number("most_groups"), a.number("widest"), a.number("most_quads"),
           (int)a.number("used")};
 }
 
@@ -975,7 +999,7 @@ void build_tables(const Program &program, double *tables) {
     for (int part = g.first_part[group]; part < g.first_part[group + 1]; ++part) {
       const int q = quadrature.points[group], terms = g.terms[group];
       if (terms >= 0)
-        build_part(g.leaves, part, g.patterns[part], g.first_slot[part + 1] - g.first_slot[part], q, terms ? terms : 1,
+        build_part(g.leaves, part, g.patterns[part], g.quads[part], q, terms ? terms : 1,
                    !terms, quadrature.point + quadrature.points_start[q],
                    quadrature.rules + quadrature.rule_start[quadrature.rule[part]], tables + g.table[part]);
     }
@@ -989,16 +1013,16 @@ void explain(Explain function, int64_t block, const Program &program, const doub
   s.values.assign((size_t)in.features * TILE, 0.0);
   s.sums.allocate((size_t)in.features * s.of_sums());
   s.codes.assign((size_t)program.columns.n * s.of_codes(), 0);
-  s.direct.assign((size_t)program.most_direct * s.rows, 0);
+  s.entries.assign((size_t)program.most_groups * s.rows, 0);
   s.patterns.assign((size_t)program.widest * s.rows, 0);
   s.record.assign((size_t)program.widest * s.rows, 0);
   s.key.assign(s.rows, 0);
   s.long_key.assign(s.rows, 0);
-  s.id.assign(s.rows, 0);
   s.row.assign(s.rows, 0);
-  s.number.assign(s.rows, 0);
-  s.heads.assign(size_t(1) << HASH_BITS, 0);
-  s.occurring.allocate((size_t)program.most_quads * s.of_quad());
+  s.number.assign(std::max<size_t>(s.rows, FEW + 8), 0);
+  s.occurs.assign(FEW + 8, 0);
+  s.heads.assign(std::max(size_t(1) << HASH_BITS, (size_t)s.rows + 1), 0);
+  s.occurring.allocate((size_t)(program.most_quads * s.of_quad()));
   function(program.columns, program.terms, program.groups, tables, in, out, s);
 }
 

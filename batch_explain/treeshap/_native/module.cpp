@@ -72,7 +72,7 @@ void run(const std::string &isa, int64_t block, const nb::dict &arrays, Array<do
 
 NB_MODULE(_kernel, m) {
   m.doc() = "Exact TreeSHAP by pattern tables; see batch_explain.treeshap.";
-  m.attr("TABLE_FORMAT") = "4";  // another one for every change of how tables are laid out or computed
+  m.attr("TABLE_FORMAT") = "5";  // another one for every change of how tables are laid out or computed
   m.def("instruction_sets", &instruction_sets);
   m.def("build_tables", &build, nb::arg("arrays"), nb::arg("tables"));
   m.def("explain", &run, nb::arg("isa"), nb::arg("block"), nb::arg("arrays"), nb::arg("tables"),
