@@ -43,6 +43,7 @@ LONG_CALLS, LONG_ROUNDS = 2, 2  # a peer that prepares in each call: the rows of
 PATIENCE = 20  # times a method's whole time, for one call
 ONE_THREAD = 1.15  # CPU seconds a second, as clocks allow
 TABLE_CASES = (GROWTH[0], GROWTH[-1])
+MORE_ROUNDS = 3  # times the repetitions, of the kernel alone: its calls are short, and ratios of short calls vary
 BOUNDS = (1, 4, 16)  # the default bound of the tables' memory, divided by these
 
 # of a fresh process: the model's text and a row in, the values out
@@ -292,7 +293,7 @@ class Benchmark:
     def _turns(self, calls: list[Callable[[], Any]]) -> list[list[float]]:
         """Seconds of each call of each function; they take turns."""
         found: list[list[float]] = [[] for _ in calls]
-        for _ in range(self.options.repetitions):
+        for _ in range(MORE_ROUNDS * self.options.repetitions):
             for call, seconds in zip(calls, found, strict=True):
                 started = time.perf_counter()
                 call()

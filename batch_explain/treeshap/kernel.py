@@ -183,8 +183,11 @@ class TreeShap:
         if len(ranges) == 1:
             work(ranges[0])
         else:
-            with ThreadPoolExecutor(len(ranges)) as pool:
-                list(pool.map(work, ranges))
+            with ThreadPoolExecutor(len(ranges) - 1) as pool:
+                others = [pool.submit(work, limits) for limits in ranges[1:]]
+                work(ranges[0])
+                for other in others:
+                    other.result()
         return found
 
     def _run(

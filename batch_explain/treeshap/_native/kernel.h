@@ -369,13 +369,14 @@ INLINE void add_quad(const double *const *tables, const uint16_t *const *entries
   s.ahead = ahead;
 }
 
-template <int GROUPS>
-INLINE void add_quad(int width, const double *const *tables, const uint16_t *const *entries, int64_t rows,
+template <int WIDTH = LANES, int GROUPS = TOGETHER>
+INLINE void add_quad(int width, int groups, const double *const *tables, const uint16_t *const *entries, int64_t rows,
                      const int32_t *slot, Scratch &s) {
-  if (width >= 4) add_quad<4, GROUPS>(tables, entries, rows, slot, s);
-  else if (width == 3) add_quad<3, GROUPS>(tables, entries, rows, slot, s);
-  else if (width == 2) add_quad<2, GROUPS>(tables, entries, rows, slot, s);
-  else add_quad<1, GROUPS>(tables, entries, rows, slot, s);
+  if constexpr (WIDTH > 1)
+    if (width < WIDTH) return add_quad<WIDTH - 1, GROUPS>(width, groups, tables, entries, rows, slot, s);
+  if constexpr (GROUPS > 1)
+    if (groups < GROUPS) return add_quad<WIDTH, GROUPS - 1>(width, groups, tables, entries, rows, slot, s);
+  add_quad<WIDTH, GROUPS>(tables, entries, rows, slot, s);
 }
 
 // Quad by quad, each in all groups of a run that have features of it.
@@ -392,11 +393,7 @@ INLINE void look_up(const Groups &g, int64_t run, const double *tables, int64_t 
         table[i] = at < 0 ? s.table_of(~at) : tables + at;
         entries[i] = s.entries_of(g.look_up_group[k]);
       }
-      static_assert(TOGETHER == 4, "as many as are named here");
-      if (n == 1) add_quad<1>(width, table, entries, rows, slot, s);
-      else if (n == 2) add_quad<2>(width, table, entries, rows, slot, s);
-      else if (n == 3) add_quad<3>(width, table, entries, rows, slot, s);
-      else add_quad<4>(width, table, entries, rows, slot, s);
+      add_quad(width, n, table, entries, rows, slot, s);
     }
   }
 }
