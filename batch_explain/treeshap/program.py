@@ -62,7 +62,7 @@ class Program:
         Size of the tables.
     groups, direct, look_ups : int
         Numbers of groups, of direct ones among them, and of quads that are looked up for each row, those in common once
-        for each group.
+        for each part of a group.
     answers_bytes : int
         Size of what is kept of background rows.
     cycles : float

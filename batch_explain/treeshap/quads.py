@@ -2,8 +2,8 @@
 
 A look-up reads four features of a group, a *quad*, at a row's pattern. What it reads is transposed and added to the
 four features' sums, which takes longer than the look-up. So groups that are worked on together divide their features
-into quads that they share as far as can be: what is looked up for these is added first, and transposed once. No group
-has more quads for it than it would have alone.
+into quads that they share as far as can be: what is looked up for these is added first, and transposed once. No group,
+or part of one, has more quads for it than it would have alone.
 """
 
 from collections import Counter

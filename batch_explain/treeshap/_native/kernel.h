@@ -32,6 +32,9 @@
 #define HAS_DISPATCH
 #endif
 
+// Bytes and 16-bit numbers are taken out of 64 bits in order.
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the kernel needs a little-endian CPU");
+
 namespace {
 
 using f64x4 = double __attribute__((vector_size(32)));
@@ -64,8 +67,8 @@ constexpr int64_t MAX_SUMS = 2 << 20;  // doubles: a block has fewer rows where 
 // array (they look alike to the CPU in their low 12 bits), and all would compete for the same few cache lines.
 constexpr int64_t APART = 64;  // bytes
 constexpr int HASH_BITS = 15;  // as many numbers of combinations of patterns as stay near
-constexpr int64_t FEW = 1 << 16;  // combinations of patterns, that 16 bits number
-constexpr int MAX_POINTS = 256, MAX_PARTS = 160;  // enough for 512 distinct features on a path: see groups.py
+constexpr int64_t FEW_COMBINATIONS = 1 << 16;  // of patterns, that 16 bits number and that are gone through
+constexpr int MAX_POINTS = 256;  // enough for 512 distinct features on a path: see groups.py
 constexpr double ZERO_THRESHOLD = 1.0000000180025095e-35;  // LightGBM's kZeroThreshold, a float
 
 // ---- the arrays of a program ----------------------------------------------------------------------------------------
@@ -198,10 +201,10 @@ struct Scratch {
   std::vector<int8_t> codes;       // (column, row of the block)
   std::vector<uint16_t> entries;   // (group of a run, row of the block): which entry of the group's tables it selects
   std::vector<uint32_t> patterns;  // (part of a group, row of the block)
-  std::vector<uint32_t> row;       // of each combination of patterns that occurs in the block, a row,
+  std::vector<uint32_t> row;       // of each combination of patterns that occurs in the block, where they are hashed, a row,
   std::vector<uint32_t> key;       // of each row, the patterns of all parts in one number,
   std::vector<uint64_t> long_key;  // where they are long,
-  std::vector<uint16_t> heads;     // a row of each hash,
+  std::vector<uint16_t> heads;     // a row of each hash, or the combinations that occur and one more, where they are few,
   std::vector<uint8_t> occurs;     // whether a combination occurs, where they are few,
   std::vector<uint16_t> number;    // and the number of each, or of the one that a row represents
   std::vector<uint32_t> record;    // (part, combination): where its record begins in the part's table (of less than 2^32),
@@ -432,6 +435,9 @@ INLINE int64_t number_keys(const Groups &g, int first, int last, int64_t rows, K
   return number_keys(key, rows, id, s);
 }
 
+// So many are gone through faster than so many rows are hashed.
+INLINE int64_t few_combinations(int64_t rows) { return std::min(FEW_COMBINATIONS, 4 * rows); }
+
 // Of two parts of few patterns, each of whose combinations has a number of its own: these are gone through.
 template <int BYTES>
 INLINE int64_t number_few_combinations(const Groups &g, const Terms &t, int first, int64_t rows, uint16_t *id, Scratch &s) {
@@ -473,7 +479,7 @@ template <int BYTES>
 INLINE int64_t number_combinations(const Groups &g, const Terms &t, int64_t group, int64_t rows, uint16_t *id, Scratch &s) {
   const int first = g.first_part[group], last = g.first_part[group + 1], parts = last - first;
   const bool tables = g.terms[group] > 0;
-  if (tables && parts == 2 && g.patterns[first] * g.patterns[first + 1] <= std::min(FEW, 4 * rows))
+  if (tables && parts == 2 && g.patterns[first] * g.patterns[first + 1] <= few_combinations(rows))
     return number_few_combinations<BYTES>(g, t, first, rows, id, s);
   for (int i = 0; i < parts; ++i) form_patterns<BYTES>(g, t, first + i, s, rows, s.patterns.data() + i * s.rows);
   const int bits = g.key_shift[last - 1] + 64 - __builtin_clzll((uint64_t)(g.patterns[last - 1] - 1) | 1);
@@ -688,7 +694,6 @@ INLINE void compare(const Groups &g, int group, int64_t found, Scratch &s) {
 // fresh results at once, each of which the system would clear for both.
 INLINE void store(const Input &in, const Output &out, int o, int64_t first, int64_t n, Scratch &s) {
   constexpr int64_t STRIP = 1024;
-  const int64_t from = in.features * in.begin / in.rows;
   for (int64_t r0 = 0; r0 < n; r0 += STRIP) {
     const int64_t rows = std::min(STRIP, n - r0);
     const double *sums = s.sums.data() + r0;
@@ -698,11 +703,12 @@ INLINE void store(const Input &in, const Output &out, int o, int64_t first, int6
       for (int64_t r = 0; r < rows; ++r) margin[r] += sums[f * s.of_sums() + r];
     if (out.engineered)
       for (int64_t i = 0; i < in.features; ++i) {
-        const int64_t f = (from + i) % in.features;
-        double *to = out.engineered + (o * in.features + f) * in.rows + first + r0;
+        const int64_t f = (in.features * in.begin / in.rows + i) % in.features;
+        double *to = out.engineered + ((int64_t)o * in.features + f) * in.rows + first + r0;
         std::memcpy(to, sums + f * s.of_sums(), rows * sizeof(double));
       }
-    for (int j = 0; out.raw && j < out.n_raw; ++j) {
+    for (int64_t i = 0; out.raw && i < out.n_raw; ++i) {
+      const int64_t j = (out.n_raw * in.begin / in.rows + i) % out.n_raw;
       double *raw = out.raw + ((int64_t)o * out.n_raw + j) * in.rows + first + r0;
       std::fill_n(raw, rows, 0.0);
       for (int64_t k = out.map_indptr[j]; k < out.map_indptr[j + 1]; ++k) {
@@ -725,7 +731,7 @@ INLINE Ahead tables_ahead(const Groups &g, const double *tables, int64_t run, in
 template <int BYTES>
 INLINE void explain_rows(const Columns &c, const Terms &t, const Groups &g, const double *tables, const Input &in,
                          const Output &out, Scratch &s) {
-  constexpr int64_t FEW = 512;  // rows, that read few of a table's lines
+  constexpr int64_t FEW_ROWS = 512;  // read few of a table's lines
   for (int64_t first = in.begin; first < in.end;) {
     // what is left in blocks of one size: a small last one would hardly use what a block's rows have in common
     const int64_t blocks = (in.end - first + s.rows - 1) / s.rows;
@@ -739,7 +745,7 @@ INLINE void explain_rows(const Columns &c, const Terms &t, const Groups &g, cons
       std::fill_n(s.sums.data(), in.features * s.of_sums(), 0.0);
       for (int64_t run = g.output_start[o]; run < g.output_start[o + 1]; ++run) {
         const int64_t g0 = g.run_start[run], factored = g.run_factored[run], g1 = g.run_start[run + 1];
-        s.ahead = left >= FEW ? tables_ahead(g, tables, run, rows) : Ahead{};
+        s.ahead = left >= FEW_ROWS ? tables_ahead(g, tables, run, rows) : Ahead{};
         for (int64_t group = g0; group < factored; ++group)
           form_patterns<BYTES>(g, t, g.first_part[group], s, rows, s.entries_of(group - g0));
         for (int64_t group = factored; group < g1; ++group) {
@@ -1016,8 +1022,9 @@ void explain(Explain function, int64_t block, const Program &program, const doub
   s.key.assign(s.rows, 0);
   s.long_key.assign(s.rows, 0);
   s.row.assign(s.rows, 0);
-  s.number.assign(std::max<size_t>(s.rows, FEW + 8), 0);
-  s.occurs.assign(FEW + 8, 0);
+  const size_t few = (size_t)few_combinations(s.rows) + 8;  // eight at a time
+  s.number.assign(std::max((size_t)s.rows, few), 0);
+  s.occurs.assign(few, 0);
   s.heads.assign(std::max(size_t(1) << HASH_BITS, (size_t)s.rows + 1), 0);
   s.occurring.allocate((size_t)(program.most_quads * s.of_quad()));
   function(program.columns, program.terms, program.groups, tables, in, out, s);
