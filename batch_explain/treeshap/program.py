@@ -164,7 +164,8 @@ class _Layout:
             mine = [place for place, (group, _) in enumerate(parts) if group == number]
             looked_up = [(place, i) for place in mine for i in own[place]]
             begin, occurring = self.doubles, self._occurring
-            self._add_group(chosen, [[quads[i].features for i in own[place]] for place in mine])
+            of_parts = [[quads[i].features for i in own[place]] for place in mine]
+            self._add_group(chosen, [parts[place][1] for place in mine], of_parts)
             for at, key in enumerate(looked_up):
                 direct = begin + at * (self.doubles - begin) // len(looked_up)
                 table[key] = direct if chosen.form.terms == DIRECT else ~(occurring + at)
@@ -177,8 +178,8 @@ class _Layout:
             a["look_up_group"] += [parts[place][0] for place in quad.groups]
             a["look_up_table"] += [table[place, i] for place in quad.groups]
 
-    def _add_group(self, chosen: Chosen, quads: list[list[list[int]]]) -> None:
-        """A group, and of each part the quads that its features are in."""
+    def _add_group(self, chosen: Chosen, parts: list[list[int]], quads: list[list[list[int]]]) -> None:
+        """A group: the variables of each part, and the quads that their features are in."""
         group, form = chosen.group, chosen.form
         a = self._lists
         a["first_part"].append(len(a["patterns"]))
@@ -187,9 +188,9 @@ class _Layout:
         self.groups += 1
         self._bits = 0
         if form.terms == BACKGROUND:
-            self._add_against(chosen, quads)
+            self._add_against(chosen, parts, quads)
             return
-        *shared, differing = chosen.parts(self._variables)
+        *shared, differing = parts
         if form.terms == DIRECT:
             kinds = ["integral"]
         elif form.terms == NO_TABLES:
@@ -203,12 +204,12 @@ class _Layout:
             self._add_part(part, [leaf], chosen, kind, of_part)
         self._add_part(differing, group.leaves, chosen, kinds[-1], quads[-1])
 
-    def _add_against(self, chosen: Chosen, quads: list[list[list[int]]]) -> None:
+    def _add_against(self, chosen: Chosen, parts: list[list[int]], quads: list[list[list[int]]]) -> None:
         """A group against background rows: its leaves come after all parts, because they are of all parts."""
         variables: dict[int, tuple[int, list[int]]] = {}  # place among the group's, and states
         place: dict[int, int] = {}
         before = 0
-        for part, of_part in zip(chosen.parts(self._variables), quads, strict=True):
+        for part, of_part in zip(parts, quads, strict=True):
             states, columns = self._add_part(part, [], chosen, "integral", of_part)
             for v, found in states.items():
                 variables[v] = len(variables), found

@@ -401,11 +401,17 @@ INLINE void look_up(const Groups &g, int64_t run, const double *tables, int64_t 
   }
 }
 
-// Of rows with keys: id[r] numbers a row's key, row[id] is a row that has it. Returns how many keys there are. Without
-// branches, which would be mispredicted: of all rows of one hash, the last represents those that have its key; the few others
-// represent themselves.
+// Of rows whose patterns of all parts make a key: id[r] numbers a row's key, row[id] is a row that has it. Returns how many
+// keys there are. Without branches, which would be mispredicted: of all rows of one hash, the last represents those that have
+// its key; the few others represent themselves.
 template <class Key>
-INLINE int64_t number_keys(const Key *key, int64_t rows, uint16_t *id, Scratch &s) {
+INLINE int64_t number_keys(const Groups &g, int first, int last, int64_t rows, Key *key, uint16_t *id, Scratch &s) {
+  for (int64_t r = 0; r < rows; ++r) key[r] = s.patterns[r];
+  for (int part = first + 1; part < last; ++part) {
+    const uint32_t *patterns = s.patterns.data() + (part - first) * s.rows;
+    const int shift = g.key_shift[part];
+    for (int64_t r = 0; r < rows; ++r) key[r] |= (Key)patterns[r] << shift;
+  }
   constexpr Key MULTIPLIER = (Key)0x9E3779B97F4A7C15u | 1;
   constexpr int HIGH = 8 * sizeof(Key) - HASH_BITS;
   uint16_t *heads = s.heads.data(), *number = s.number.data();
@@ -422,17 +428,6 @@ INLINE int64_t number_keys(const Key *key, int64_t rows, uint16_t *id, Scratch &
   }
   for (int64_t r = 0; r < rows; ++r) id[r] = number[id[r]];
   return found;
-}
-
-template <class Key>
-INLINE int64_t number_keys(const Groups &g, int first, int last, int64_t rows, Key *key, uint16_t *id, Scratch &s) {
-  for (int64_t r = 0; r < rows; ++r) key[r] = s.patterns[r];
-  for (int part = first + 1; part < last; ++part) {
-    const uint32_t *patterns = s.patterns.data() + (part - first) * s.rows;
-    const int shift = g.key_shift[part];
-    for (int64_t r = 0; r < rows; ++r) key[r] |= (Key)patterns[r] << shift;
-  }
-  return number_keys(key, rows, id, s);
 }
 
 // So many are gone through faster than so many rows are hashed.
