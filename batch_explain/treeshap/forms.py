@@ -17,12 +17,12 @@ PART_BITS, GROUP_BITS, STATES_BITS = 24, 64, 6
 
 # Costs in processor cycles a row, fitted to timings of the kernel, as if no groups had quads in common.
 TERM, PLANE, GROUP = 0.12, 0.3, 0.3
-LOOK_UP = ((64, 2.3), (128, 2.4), (256, 2.6), (512, 3.6), (1024, 5.0), (2048, 7.5), (4096, 10.0))  # patterns, cost
+LOOK_UP = ((64, 2.3), (128, 2.4), (256, 2.7), (512, 4.2), (1024, 6.5), (2048, 10.0), (4096, 14.0))  # patterns, cost
 # A group in parts: hashing a row's patterns, looking a quad up, and the share of rows, for each bit of the patterns,
 # whose combination is new in the block and must be computed: by part, quad and term, or (many parts) part and point.
 HASH, HASH_PART, OCCURRING, NEW = 15.0, 3.0, 3.6, 0.02
-PARTS, PART_QUAD, PART_TERM = 8.0, 2.2, 1.1
-MANY_PART, MANY_POINT = 6.0, 0.8
+PARTS, PART_QUAD, PART_TERM = 8.0, 2.0, 0.7
+MANY_PART, MANY_POINT = 3.0, 0.4
 FORMULA, FORMULA_FACTOR = 100.0, 16.0  # without tables: a combination, and of each factor at four points
 # Against background rows, for a combination, each leaf and each answer. The sum of what they take is a quarter of this:
 # where leaves are many and deep, nearly every row's combination is new, and the share above is too low.

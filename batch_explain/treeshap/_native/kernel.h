@@ -68,6 +68,7 @@ constexpr int64_t MAX_SUMS = 2 << 20;  // doubles: a block has fewer rows where 
 constexpr int64_t APART = 64;  // bytes
 constexpr int HASH_BITS = 15;  // as many numbers of combinations of patterns as stay near
 constexpr int64_t FEW_COMBINATIONS = 1 << 16;  // of patterns, that 16 bits number and that are gone through
+constexpr int MAX_PARTS = 160;   // of a group with tables: as in ../forms.py
 constexpr int MAX_POINTS = 256;  // enough for 512 distinct features on a path: see groups.py
 constexpr double ZERO_THRESHOLD = 1.0000000180025095e-35;  // LightGBM's kZeroThreshold, a float
 
@@ -200,14 +201,14 @@ struct Scratch {
   Buffer sums;                     // (feature, row of the block)
   std::vector<int8_t> codes;       // (column, row of the block)
   std::vector<uint16_t> entries;   // (group of a run, row of the block): which entry of the group's tables it selects
-  std::vector<uint32_t> patterns;  // (part of a group, row of the block)
-  std::vector<uint32_t> row;       // of each combination of patterns that occurs in the block, where they are hashed, a row,
   std::vector<uint32_t> key;       // of each row, the patterns of all parts in one number,
   std::vector<uint64_t> long_key;  // where they are long,
-  std::vector<uint16_t> heads;     // a row of each hash, or the combinations that occur and one more, where they are few,
+  std::vector<uint32_t> row;       // of each combination of patterns that occurs in the block, where they are hashed, a row,
+  std::vector<uint16_t> heads;     // a row of each hash, or the combinations that occur, where they are few,
   std::vector<uint8_t> occurs;     // whether a combination occurs, where they are few,
   std::vector<uint16_t> number;    // and the number of each, or of the one that a row represents
   std::vector<uint32_t> record;    // (part, combination): where its record begins in the part's table (of less than 2^32),
+                                   // or, where there is none, its pattern,
   std::vector<double> others;      // and (part, combination of a tile, point) what the other parts make of it
   std::vector<Factor> factors;     // of a combination, of a group without tables
   std::vector<uint8_t> states;     // of a combination, of a group against background rows: of each variable
@@ -293,39 +294,60 @@ INLINE void encode(const Columns &c, const double *values, int8_t *codes, int64_
 
 // ---- 2. codes -> patterns -----------------------------------------------------------------------------------------
 
-// Number of each row's pattern: a sum over terms, 128 rows at a time in registers. Or such numbers times more, added to others.
-template <int BYTES, class Number>
-INLINE void form_patterns(const Groups &g, const Terms &t, int part, const Scratch &s, int64_t rows, Number *patterns,
-                          Number times = 1, bool add = false) {
+// Numbers of a tile's patterns, within what a byte numbers: sums over terms, in registers.
+template <int BYTES>
+INLINE void number_in_plane(const Groups &g, const Terms &t, int plane, const int8_t *codes, int64_t stride, uint8_t *numbers) {
   using V = Bytes<BYTES>;
   constexpr int N = TILE / BYTES;
-  for (int plane = g.first_plane[part]; plane < g.first_plane[part + 1]; ++plane) {
-    const Number scale = (Number)(times * g.plane_scale[plane]);
-    const int64_t begin = g.first_term[plane], predicates = g.first_predicate[plane], end = g.first_term[plane + 1];
-    for (int64_t r0 = 0; r0 < rows; r0 += TILE) {
-      const int8_t *codes = s.codes.data() + r0;
-      typename V::u8 sum[N] = {};
-      for (int64_t k = begin; k < predicates; ++k) {
-        const auto *code = (const typename V::i8u *)(codes + t.column[k] * s.of_codes());
-        const auto threshold = typename V::i8{} + t.threshold[k];
-        const auto delta = typename V::u8{} + t.delta[k];
-        for (int i = 0; i < N; ++i) sum[i] += (typename V::u8)(code[i] > threshold) & delta;
-      }
-      for (int64_t k = predicates; k < end; ++k) {
-        const auto *code = (const typename V::i8u *)(codes + t.column[k] * s.of_codes());
-        const auto mask = typename V::i8{} + (int8_t)t.mask[k];
-        const auto delta = typename V::u8{} + t.delta[k];
-        for (int i = 0; i < N; ++i) sum[i] += (typename V::u8)((code[i] & mask) == mask) & delta;
-      }
-      uint8_t bytes[TILE];
-      std::memcpy(bytes, sum, TILE);
-      Number *to = patterns + r0;
-      if (add || plane > g.first_plane[part])
-        for (int i = 0; i < TILE; ++i) to[i] += (Number)(bytes[i] * scale);
-      else
-        for (int i = 0; i < TILE; ++i) to[i] = bytes[i];
-    }
+  const int64_t begin = g.first_term[plane], predicates = g.first_predicate[plane], end = g.first_term[plane + 1];
+  typename V::u8 sum[N] = {};
+  for (int64_t k = begin; k < predicates; ++k) {
+    const auto *code = (const typename V::i8u *)(codes + t.column[k] * stride);
+    const auto threshold = typename V::i8{} + t.threshold[k];
+    const auto delta = typename V::u8{} + t.delta[k];
+    for (int i = 0; i < N; ++i) sum[i] += (typename V::u8)(code[i] > threshold) & delta;
   }
+  for (int64_t k = predicates; k < end; ++k) {
+    const auto *code = (const typename V::i8u *)(codes + t.column[k] * stride);
+    const auto mask = typename V::i8{} + (int8_t)t.mask[k];
+    const auto delta = typename V::u8{} + t.delta[k];
+    for (int i = 0; i < N; ++i) sum[i] += (typename V::u8)((code[i] & mask) == mask) & delta;
+  }
+  std::memcpy(numbers, sum, TILE);
+}
+
+template <class Number> INLINE void widen(const uint8_t *numbers, Number scale, bool first, Number *to) {
+  if (first && scale == 1)
+    for (int i = 0; i < TILE; ++i) to[i] = numbers[i];
+  else if (first)
+    for (int i = 0; i < TILE; ++i) to[i] = (Number)(numbers[i] * scale);
+  else
+    for (int i = 0; i < TILE; ++i) to[i] += (Number)(numbers[i] * scale);
+}
+
+// Of a block's rows: the numbers of their patterns in a part.
+template <int BYTES, class Number>
+INLINE void form_patterns(const Groups &g, const Terms &t, int part, const Scratch &s, int64_t rows, Number *to) {
+  alignas(64) uint8_t numbers[TILE];
+  const int first = g.first_plane[part];
+  for (int plane = first; plane < g.first_plane[part + 1]; ++plane)
+    for (int64_t tile = 0; tile < rows; tile += TILE) {
+      number_in_plane<BYTES>(g, t, plane, s.codes.data() + tile, s.of_codes(), numbers);
+      widen(numbers, (Number)g.plane_scale[plane], plane == first, to + tile);
+    }
+}
+
+// Of a tile's rows: the numbers of their patterns in several parts, each times its unit, added up.
+template <int BYTES, class Number>
+INLINE void form_patterns(const Groups &g, const Terms &t, int first, int last, const Number *unit, const Scratch &s,
+                          int64_t tile, Number *to) {
+  alignas(64) uint8_t numbers[TILE];
+  bool begun = false;
+  for (int part = first; part < last; ++part)
+    for (int plane = g.first_plane[part]; plane < g.first_plane[part + 1]; ++plane, begun = true) {
+      number_in_plane<BYTES>(g, t, plane, s.codes.data() + tile, s.of_codes(), numbers);
+      widen(numbers, (Number)(unit[part - first] * (Number)g.plane_scale[plane]), !begun, to);
+    }
 }
 
 // ---- 3. patterns -> sums ------------------------------------------------------------------------------------------
@@ -401,22 +423,27 @@ INLINE void look_up(const Groups &g, int64_t run, const double *tables, int64_t 
   }
 }
 
-// Of rows whose patterns of all parts make a key: id[r] numbers a row's key, row[id] is a row that has it. Returns how many
-// keys there are. Without branches, which would be mispredicted: of all rows of one hash, the last represents those that have
-// its key; the few others represent themselves.
-template <class Key>
-INLINE int64_t number_keys(const Groups &g, int first, int last, int64_t rows, Key *key, uint16_t *id, Scratch &s) {
-  for (int64_t r = 0; r < rows; ++r) key[r] = s.patterns[r];
-  for (int part = first + 1; part < last; ++part) {
-    const uint32_t *patterns = s.patterns.data() + (part - first) * s.rows;
-    const int shift = g.key_shift[part];
-    for (int64_t r = 0; r < rows; ++r) key[r] |= (Key)patterns[r] << shift;
-  }
+// The rows of a block that have the same patterns in all parts of a group make one combination, which is computed once.
+// number_...: id[r] numbers the row's combination. They return how many there are, and note of each, for each part, where its
+// record begins, or, where there are no tables, its pattern.
+
+INLINE uint32_t record_size(const Groups &g, int part) { return g.record[part] ? (uint32_t)g.record[part] : 1; }
+
+// By a hash of all parts' patterns in one key. Without branches, which would be mispredicted: of all rows of one hash, the
+// last represents those that have its key; the few others represent themselves.
+template <int BYTES, class Key>
+INLINE int64_t number_keys(const Groups &g, const Terms &t, int first, int last, int64_t rows, Key *key, uint16_t *id,
+                           Scratch &s) {
   constexpr Key MULTIPLIER = (Key)0x9E3779B97F4A7C15u | 1;
   constexpr int HIGH = 8 * sizeof(Key) - HASH_BITS;
   uint16_t *heads = s.heads.data(), *number = s.number.data();
   uint32_t *row = s.row.data();
-  for (int64_t r = 0; r < rows; ++r) heads[(Key)(key[r] * MULTIPLIER) >> HIGH] = (uint16_t)r;
+  Key unit[MAX_PARTS];
+  for (int part = first; part < last; ++part) unit[part - first] = (Key)1 << g.key_shift[part];
+  for (int64_t tile = 0; tile < rows; tile += TILE) {
+    form_patterns<BYTES>(g, t, first, last, unit, s, tile, key + tile);
+    for (int64_t r = tile; r < std::min(rows, tile + TILE); ++r) heads[(Key)(key[r] * MULTIPLIER) >> HIGH] = (uint16_t)r;
+  }
   uint32_t found = 0;
   for (int64_t r = 0; r < rows; ++r) {
     const uint32_t head = heads[(Key)(key[r] * MULTIPLIER) >> HIGH];
@@ -427,39 +454,57 @@ INLINE int64_t number_keys(const Groups &g, int first, int last, int64_t rows, K
     found += mine == r;
   }
   for (int64_t r = 0; r < rows; ++r) id[r] = number[id[r]];
+  for (int part = first; part < last; ++part) {
+    const int shift = g.key_shift[part];
+    const Key most = (Key)((part + 1 < last ? unit[part + 1 - first] : 0) - unit[part - first]) >> shift;
+    uint32_t *record = s.record_of(part - first), size = record_size(g, part);
+    for (uint32_t n = 0; n < found; ++n) record[n] = (uint32_t)(key[row[n]] >> shift & most) * size;
+  }
   return found;
 }
 
 // So many are gone through faster than so many rows are hashed.
 INLINE int64_t few_combinations(int64_t rows) { return std::min(FEW_COMBINATIONS, 4 * rows); }
 
-// Of two parts of few patterns, each of whose combinations has a number of its own: these are gone through.
+struct Places {  // of the ones among eight bits, in order
+  uint8_t of[256][8] = {};
+  constexpr Places() {
+    for (int bits = 0; bits < 256; ++bits)
+      for (int i = 0, n = 0; i < 8; ++i)
+        if (bits >> i & 1) of[bits][n++] = (uint8_t)i;
+  }
+};
+
+// Of two parts of few patterns: each of their combinations has a number of its own, and all are gone through.
 template <int BYTES>
-INLINE int64_t number_few_combinations(const Groups &g, const Terms &t, int first, int64_t rows, uint16_t *id, Scratch &s) {
+INLINE int64_t number_few(const Groups &g, const Terms &t, int first, int64_t rows, uint16_t *id, Scratch &s) {
   using u8x8 = uint8_t __attribute__((vector_size(8)));
   using u16x8u = uint16_t __attribute__((vector_size(16), aligned(2)));
+  static constexpr Places PLACES{};
   const uint32_t low = (uint32_t)g.patterns[first], all = low * (uint32_t)g.patterns[first + 1];
-  form_patterns<BYTES>(g, t, first, s, rows, id);
-  form_patterns<BYTES>(g, t, first + 1, s, rows, id, (uint16_t)low, true);
+  const uint16_t unit[] = {1, (uint16_t)low};
   uint8_t *occurs = s.occurs.data();
-  uint16_t *number = s.number.data(), *combination = s.heads.data();
   std::memset(occurs, 0, all + sizeof(u8x8));
-  for (int64_t r = 0; r < rows; ++r) occurs[id[r]] = 1;
+  for (int64_t tile = 0; tile < rows; tile += TILE) {
+    form_patterns<BYTES>(g, t, first, first + 2, unit, s, tile, id + tile);
+    for (int64_t r = tile; r < std::min(rows, tile + TILE); ++r) occurs[id[r]] = 1;
+  }
+  uint16_t *number = s.number.data(), *combination = s.heads.data();
   uint32_t found = 0;
-  for (uint32_t k = 0; k < all; k += sizeof(u8x8)) {  // of each of eight, how many occur before it
+  for (uint32_t k = 0; k < all; k += sizeof(u8x8)) {
     uint64_t ones;
     std::memcpy(&ones, occurs + k, sizeof ones);
     const uint64_t sums = ones * 0x0101010101010101u, before = sums - ones;  // in bytes, the first lowest
-    u8x8 bytes;
-    std::memcpy(&bytes, &before, sizeof bytes);
-    *(u16x8u *)(number + k) = __builtin_convertvector(bytes, u16x8u) + (uint16_t)found;
+    u8x8 counts, places;
+    std::memcpy(&counts, &before, sizeof counts);
+    std::memcpy(&places, PLACES.of[ones * 0x0102040810204080u >> 56], sizeof places);
+    *(u16x8u *)(number + k) = __builtin_convertvector(counts, u16x8u) + (uint16_t)found;
+    *(u16x8u *)(combination + found) = __builtin_convertvector(places, u16x8u) + (uint16_t)k;
     found += (uint32_t)(sums >> 56);
   }
-  for (uint32_t k = 0; k < all; ++k) combination[number[k]] = (uint16_t)k;  // until one that occurs
   for (int64_t r = 0; r < rows; ++r) id[r] = number[id[r]];
   const uint64_t reciprocal = (uint64_t(1) << 32) / low + 1;
-  uint32_t *a = s.record_of(0), *b = s.record_of(1);
-  const uint32_t size_a = (uint32_t)g.record[first], size_b = (uint32_t)g.record[first + 1];
+  uint32_t *a = s.record_of(0), *b = s.record_of(1), size_a = record_size(g, first), size_b = record_size(g, first + 1);
   for (uint32_t n = 0; n < found; ++n) {
     const uint32_t high = (uint32_t)(combination[n] * reciprocal >> 32);  // combination / low, exactly
     a[n] = (combination[n] - high * low) * size_a;
@@ -468,71 +513,97 @@ INLINE int64_t number_few_combinations(const Groups &g, const Terms &t, int firs
   return found;
 }
 
-// The rows of a block that have the same patterns in all parts of a group: id[r] numbers the row's combination. Returns how
-// many there are. Of each, notes where its records begin, or, where there are no tables, a row.
+// All rows taken as different.
+template <int BYTES>
+INLINE int64_t number_rows(const Groups &g, const Terms &t, int first, int last, int64_t rows, uint16_t *id, Scratch &s) {
+  for (int64_t r = 0; r < rows; ++r) id[r] = (uint16_t)r;
+  for (int part = first; part < last; ++part) {
+    uint32_t *record = s.record_of(part - first);
+    form_patterns<BYTES>(g, t, part, s, rows, record);
+    for (int64_t r = 0; r < rows; ++r) record[r] *= record_size(g, part);
+  }
+  return rows;
+}
+
 template <int BYTES>
 INLINE int64_t number_combinations(const Groups &g, const Terms &t, int64_t group, int64_t rows, uint16_t *id, Scratch &s) {
-  const int first = g.first_part[group], last = g.first_part[group + 1], parts = last - first;
-  const bool tables = g.terms[group] > 0;
-  if (tables && parts == 2 && g.patterns[first] * g.patterns[first + 1] <= few_combinations(rows))
-    return number_few_combinations<BYTES>(g, t, first, rows, id, s);
-  for (int i = 0; i < parts; ++i) form_patterns<BYTES>(g, t, first + i, s, rows, s.patterns.data() + i * s.rows);
+  const int first = g.first_part[group], last = g.first_part[group + 1];
+  if (last - first == 2 && g.patterns[first] * g.patterns[first + 1] <= few_combinations(rows))
+    return number_few<BYTES>(g, t, first, rows, id, s);
   const int bits = g.key_shift[last - 1] + 64 - __builtin_clzll((uint64_t)(g.patterns[last - 1] - 1) | 1);
-  int64_t found = rows;
-  if (bits <= 32) found = number_keys(g, first, last, rows, s.key.data(), id, s);
-  else if (bits <= 64) found = number_keys(g, first, last, rows, s.long_key.data(), id, s);
-  else  // take all rows as different
-    for (int64_t r = 0; r < rows; ++r) id[r] = (uint16_t)(s.row[r] = (uint32_t)r);
-  for (int i = 0; tables && i < parts; ++i) {
-    const uint32_t *patterns = s.patterns.data() + i * s.rows, size = (uint32_t)g.record[first + i];
-    uint32_t *record = s.record_of(i);
-    for (int64_t n = 0; n < found; ++n) record[n] = patterns[s.row[n]] * size;
-  }
-  return found;
+  if (bits <= 32) return number_keys<BYTES>(g, t, first, last, rows, s.key.data(), id, s);
+  if (bits <= 64) return number_keys<BYTES>(g, t, first, last, rows, s.long_key.data(), id, s);
+  return number_rows<BYTES>(g, t, first, last, rows, id, s);
 }
 
 // One part's contributions, (term, quad, lane), times factors, for combinations of patterns: of each, where its record of
-// contributions and its factors begin.
-template <int QUADS>
-INLINE void combine_quads(const double *contributions, const uint32_t *record, const double *factors, const uint32_t *factor,
-                          int64_t found, int all_quads, int terms, double *to, int64_t stride) {
+// contributions and its factors begin. TERMS: how many, or 0: any number, of one of several quads.
+template <int QUADS, int TERMS>
+INLINE void combine(const double *contributions, const uint32_t *record, const double *factors, const uint32_t *factor,
+                    int64_t found, int quads, int terms, double *to, int64_t stride) {
+  const int last = TERMS ? TERMS : terms, next = (TERMS ? QUADS : quads) * LANES;
   for (int64_t id = 0; id < found; ++id, to += LANES) {
     const double *from = contributions + record[id], *by = factors + factor[id];
     f64x4 sum[QUADS];
     for (int quad = 0; quad < QUADS; ++quad) sum[quad] = *(const f64x4 *)(from + quad * LANES) * by[0];
-    for (int m = 1; m < terms; ++m) {
-      from += all_quads * LANES;
-      for (int quad = 0; quad < QUADS; ++quad) sum[quad] += *(const f64x4 *)(from + quad * LANES) * by[m];
-    }
+#pragma GCC unroll 16
+    for (int m = 1; m < last; ++m)
+      for (int quad = 0; quad < QUADS; ++quad) sum[quad] += *(const f64x4 *)(from + m * next + quad * LANES) * by[m];
     for (int quad = 0; quad < QUADS; ++quad) *(f64x4 *)(to + quad * stride) = sum[quad];
   }
 }
 
-INLINE void combine(const double *contributions, const uint32_t *record, const double *factors, const uint32_t *factor,
-                    int64_t found, int quads, int terms, double *to, int64_t stride) {
-  int quad = 0;
-  for (; quad + 2 <= quads; quad += 2)
-    combine_quads<2>(contributions + quad * LANES, record, factors, factor, found, quads, terms, to + quad * stride, stride);
-  if (quad < quads)
-    combine_quads<1>(contributions + quad * LANES, record, factors, factor, found, quads, terms, to + quad * stride, stride);
+// Loops of their own for as many quads and terms as parts usually have: none is left within a combination.
+template <int QUADS = 3, int TERMS = 12>
+INLINE void combine(int quads, int terms, const double *contributions, const uint32_t *record, const double *factors,
+                    const uint32_t *factor, int64_t found, double *to, int64_t stride) {
+  if (quads == QUADS && terms == TERMS) {
+    combine<QUADS, TERMS>(contributions, record, factors, factor, found, quads, terms, to, stride);
+  } else if constexpr (TERMS > 2) {
+    combine<QUADS, TERMS - 1>(quads, terms, contributions, record, factors, factor, found, to, stride);
+  } else if constexpr (QUADS > 1) {
+    combine<QUADS - 1>(quads, terms, contributions, record, factors, factor, found, to, stride);
+  } else {
+    for (int quad = 0; quad < quads; ++quad)
+      combine<1, 0>(contributions + quad * LANES, record, factors, factor, found, quads, terms, to + quad * stride, stride);
+  }
 }
 
-// Of combinations of a group in many parts, for each part, the products of all other parts at the points.
-INLINE void multiply_others(const Groups &g, const double *tables, int first, int parts, int padded,
-                            int64_t begin, int64_t n, Scratch &s) {
-  for (int64_t id = 0; id < n; ++id)
+// Of combinations of a group in many parts, for each part, the products of all other parts at the points. PARTS: how many,
+// or 0: any number.
+template <int PARTS>
+INLINE void multiply_others(const Groups &g, const double *tables, int first, int parts, int padded, int64_t begin, int64_t n,
+                            Scratch &s) {
+  constexpr int MOST = PARTS ? PARTS : MAX_PARTS;
+  const int last = (PARTS ? PARTS : parts) - 1;
+  const double *table[MOST], *from[MOST];
+  const uint32_t *record[MOST];
+  for (int i = 0; i <= last; ++i) table[i] = tables + g.table[first + i], record[i] = s.record_of(i) + begin;
+  for (int64_t id = 0; id < n; ++id) {
+    for (int i = 0; i <= last; ++i) from[i] = table[i] + record[i][id];
     for (int p = 0; p < padded; p += LANES) {
       double *others = s.others.data() + id * padded + p;
-      f64x4 before = f64x4{} + 1.0, after = before;
-      for (int i = 0; i < parts; ++i) {
-        *(f64x4u *)(others + i * TILE * padded) = before;
-        before *= *(const f64x4 *)(tables + g.table[first + i] + s.record_of(i)[begin + id] + p);
+      f64x4 of[MOST], before[MOST];
+      for (int i = 0; i <= last; ++i) of[i] = *(const f64x4 *)(from[i] + p);
+      before[1] = of[0];
+      for (int i = 2; i <= last; ++i) before[i] = before[i - 1] * of[i - 1];
+      f64x4 after = of[last];
+      *(f64x4u *)(others + last * TILE * padded) = before[last];
+      for (int i = last - 1; i > 0; --i) {
+        *(f64x4u *)(others + i * TILE * padded) = before[i] * after;
+        after *= of[i];
       }
-      for (int i = parts - 1; i >= 0; --i) {
-        *(f64x4u *)(others + i * TILE * padded) *= after;
-        after *= *(const f64x4 *)(tables + g.table[first + i] + s.record_of(i)[begin + id] + p);
-      }
+      *(f64x4u *)others = after;
     }
+  }
+}
+
+template <int PARTS = 6>
+INLINE void multiply_others(int parts, const Groups &g, const double *tables, int first, int padded, int64_t begin, int64_t n,
+                            Scratch &s) {
+  if constexpr (PARTS == 2) multiply_others<0>(g, tables, first, parts, padded, begin, n, s);
+  else if (parts == PARTS) multiply_others<PARTS>(g, tables, first, parts, padded, begin, n, s);
+  else multiply_others<PARTS - 1>(parts, g, tables, first, padded, begin, n, s);
 }
 
 // A group in parts: tabulate the combinations of patterns that occur in this block, to be looked up like a direct group's
@@ -541,23 +612,20 @@ INLINE void multiply_others(const Groups &g, const double *tables, int first, in
 // values at points, where the products of all others are formed first.
 INLINE void tabulate(const Groups &g, const double *tables, int first, int last, int terms, int64_t found, Scratch &s) {
   const int padded = (terms + LANES - 1) / LANES * LANES, parts = last - first;
-  if (parts == 2) {
-    const double *a = tables + g.table[first], *b = tables + g.table[first + 1];
-    combine(a + padded, s.record_of(0), b, s.record_of(1), found, g.quads[first], terms,
-            s.table_of(g.first_occurring[first]), s.of_quad());
-    combine(b + padded, s.record_of(1), a, s.record_of(0), found, g.quads[first + 1], terms,
-            s.table_of(g.first_occurring[first + 1]), s.of_quad());
-    return;
-  }
-  s.others.resize(std::max(s.others.size(), (size_t)parts * TILE * padded));
+  const bool two = parts == 2;
   uint32_t begin[TILE];  // of a combination's among the others' products
   for (int i = 0; i < TILE; ++i) begin[i] = (uint32_t)(i * padded);
-  for (int64_t id = 0; id < found; id += TILE) {
-    const int64_t n = std::min<int64_t>(TILE, found - id);
-    multiply_others(g, tables, first, parts, padded, id, n, s);
-    for (int i = 0; i < parts; ++i)
-      combine(tables + g.table[first + i] + padded, s.record_of(i) + id, s.others.data() + i * TILE * padded, begin, n,
-              g.quads[first + i], terms, s.table_of(g.first_occurring[first + i]) + id * LANES, s.of_quad());
+  if (!two) s.others.resize(std::max(s.others.size(), (size_t)parts * TILE * padded));
+  for (int64_t id = 0, n; id < found; id += n) {
+    n = two ? found : std::min<int64_t>(TILE, found - id);
+    if (!two) multiply_others(parts, g, tables, first, padded, id, n, s);
+    for (int i = 0; i < parts; ++i) {
+      const int part = first + i, other = first + 1 - i;
+      const double *factors = two ? tables + g.table[other] : s.others.data() + i * TILE * padded;
+      const uint32_t *factor = two ? s.record_of(1 - i) : begin;
+      combine(g.quads[part], terms, tables + g.table[part] + padded, s.record_of(i) + id, factors, factor, n,
+              s.table_of(g.first_occurring[part]) + id * LANES, s.of_quad());
+    }
   }
 }
 
@@ -609,11 +677,11 @@ INLINE void compute(const Groups &g, int group, int64_t found, Scratch &s) {
   for (int64_t id = 0; id < found; ++id) {
     Factor *shared = begin;  // their end
     for (int part = first; part < last; ++part)
-      shared = factors_of(l, part, l.first_leaf[part], s.patterns[(part - first) * s.rows + s.row[id]],
+      shared = factors_of(l, part, l.first_leaf[part], s.record_of(part - first)[id],
                           s.table_of(g.first_occurring[part]) + id * LANES, s.of_quad(), shared);
     Factor *end = shared;
     for (int64_t leaf = leaf0; leaf < leaf1; ++leaf)
-      end = factors_of(l, last, leaf, s.patterns[(last - first) * s.rows + s.row[id]],
+      end = factors_of(l, last, leaf, s.record_of(last - first)[id],
                        s.table_of(g.first_occurring[last]) + id * LANES, s.of_quad(), end);
     for (int p = 0; p < points; p += LANES) {
       const f64x4 t = *(const f64x4 *)(point + p), w = *(const f64x4 *)(weight + p);
@@ -659,7 +727,7 @@ INLINE void compare(const Groups &g, int group, int64_t found, Scratch &s) {
   uint8_t *const states = s.states.data();
   for (int64_t id = 0; id < found; ++id) {
     for (int part = first; part < end; ++part) {
-      uint32_t pattern = s.patterns[(part - first) * s.rows + s.row[id]];
+      uint32_t pattern = s.record_of(part - first)[id];
       for (int64_t v = l.first_var[part]; v < l.first_var[part + 1]; ++v) {
         states[v - var0] = (uint8_t)(pattern & (l.var_states[v] - 1));
         pattern >>= __builtin_ctz(l.var_states[v]);
@@ -1012,7 +1080,6 @@ void explain(Explain function, int64_t block, const Program &program, const doub
   s.sums.allocate((size_t)in.features * s.of_sums());
   s.codes.assign((size_t)program.columns.n * s.of_codes(), 0);
   s.entries.assign((size_t)program.most_groups * s.rows, 0);
-  s.patterns.assign((size_t)program.widest * s.rows, 0);
   s.record.assign((size_t)program.widest * s.rows, 0);
   s.key.assign(s.rows, 0);
   s.long_key.assign(s.rows, 0);
@@ -1020,7 +1087,7 @@ void explain(Explain function, int64_t block, const Program &program, const doub
   const size_t few = (size_t)few_combinations(s.rows) + 8;  // eight at a time
   s.number.assign(std::max((size_t)s.rows, few), 0);
   s.occurs.assign(few, 0);
-  s.heads.assign(std::max(size_t(1) << HASH_BITS, (size_t)s.rows + 1), 0);
+  s.heads.assign(std::max(size_t(1) << HASH_BITS, (size_t)s.rows + 8), 0);
   s.occurring.allocate((size_t)(program.most_quads * s.of_quad()));
   function(program.columns, program.terms, program.groups, tables, in, out, s);
 }
