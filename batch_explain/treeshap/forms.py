@@ -1,7 +1,9 @@
 """The forms that a group of leaves can take, and what each costs: see :mod:`batch_explain.treeshap.groups`."""
 
+import functools
 import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -28,6 +30,7 @@ FORMULA, FORMULA_FACTOR = 100.0, 16.0  # without tables: a combination, and of e
 # where leaves are many and deep, nearly every row's combination is new, and the share above is too low.
 BACKGROUND_COMBINATION, BACKGROUND_LEAF, BACKGROUND_ANSWER = 300.0, 400.0, 20.0
 LINE = ((2_000, 0.3), (16_000, 1.2), (64_000, 2.5), (math.inf, 5.0))  # doubles of a table, cost of each cache line
+_LINE_DOUBLES = [doubles for doubles, _ in LINE]
 
 
 class Form(NamedTuple):
@@ -56,6 +59,7 @@ class Form(NamedTuple):
     points: int
 
 
+@functools.lru_cache(10_000)  # nine of ten groups have the shape of one before them
 def forms_of(
     shared: tuple[int, ...], differing: tuple[int, ...], longest: int, degree: int, terms: int, leaves: int
 ) -> list[Form]:
@@ -203,4 +207,4 @@ def padded(n: int) -> int:
 
 
 def _line(doubles: int) -> float:
-    return next(cost for most, cost in LINE if doubles <= most)
+    return LINE[bisect_left(_LINE_DOUBLES, doubles)][1]

@@ -156,9 +156,8 @@ def cut_trees(
     list of list of Chosen
         Groups of each tree.
     """
-    leaf_forms: dict[tuple[tuple[int, ...], int], list[Form]] = {}
     _check_depth(ensemble)
-    trees = [_Tree(ensemble, splits, tree, leaf_forms, background) for tree in range(ensemble.n_trees)]
+    trees = [_Tree(ensemble, splits, tree, background) for tree in range(ensemble.n_trees)]
     max_doubles -= sum(tree.answers_doubles for tree in trees)
     price, chosen = _within(trees, max_doubles, HIGHEST if background is None else HIGHEST_AGAINST)
     left = max(0, max_doubles - _doubles(chosen))
@@ -226,7 +225,6 @@ class _Tree:
         ensemble: Ensemble,
         splits: Splits,
         tree: int,
-        leaf_forms: dict[tuple[tuple[int, ...], int], list[Form]],
         background: np.ndarray | None,
     ) -> None:
         self._variables = splits.variables
@@ -234,7 +232,6 @@ class _Tree:
         leaves = slice(int(ensemble.leaf_offset[tree]), int(ensemble.leaf_offset[tree + 1]))
         self._left, self._right = ensemble.left[nodes].tolist(), ensemble.right[nodes].tolist()
         self._states: dict[tuple[int, frozenset[int]], int] = {}
-        self._leaf_forms = leaf_forms
         self._against = background is not None
         values = ensemble.leaf_value[leaves].tolist()
         if background is None:
@@ -360,10 +357,7 @@ class _Tree:
             patterns *= states
         shared = tuple(states for feature, states in size.items() if feature not in differing)
         if len(leaves) == 1:
-            shape = (shared, terms)
-            if shape not in self._leaf_forms:
-                self._leaf_forms[shape] = forms_of(shared, (), len(shared), 0, terms, 1)
-            return Group(leaves, sets, differing, self._leaf_forms[shape])
+            return Group(leaves, sets, differing, forms_of(shared, (), len(shared), 0, terms, 1))
         if patterns > MAX_DIRECT:
             others = tuple(size[feature] for feature in differing if feature in size)
             if math.prod(others) > MAX_PART:

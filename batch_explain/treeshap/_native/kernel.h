@@ -912,7 +912,8 @@ void build_part(const Leaves &l, int64_t part, int64_t patterns, int quads, int 
   const int64_t v0 = l.first_var[part], v1 = l.first_var[part + 1];
   std::vector<double> product(q), contribution, known;
   std::vector<uint8_t> is_known;
-  std::vector<int64_t> state(v1 - v0);
+  std::vector<uint64_t> satisfied_by_pattern(patterns);  // which of a leaf's factors, a bit each
+  std::vector<int64_t> column;  // of a factor of a leaf, in the table
   for (int64_t leaf = l.first_leaf[part]; leaf < l.first_leaf[part + 1]; ++leaf) {
     const int64_t f0 = l.first_factor[leaf];
     const int k = (int)(l.first_factor[leaf + 1] - f0);
@@ -922,16 +923,18 @@ void build_part(const Leaves &l, int64_t part, int64_t patterns, int quads, int 
     const bool remember = k < 62 && (int64_t(1) << k) < patterns;
     known.assign((remember ? size_t(1) << k : 1) * width, 0.0);
     is_known.assign(remember ? size_t(1) << k : 1, 0);
-    std::fill(state.begin(), state.end(), 0);
+    satisfied_by_pattern[0] = k < 64 ? (uint64_t(1) << k) - 1 : ~uint64_t(0);
+    const uint64_t *allowed = l.allowed + l.allowed_start[leaf];
+    for (int64_t v = v0, n = 1; v < v1; allowed += l.var_states[v], n *= l.var_states[v], ++v)
+      for (int64_t state = l.var_states[v] - 1; state >= 0; --state)
+        for (int64_t i = 0; i < n; ++i) satisfied_by_pattern[state * n + i] = satisfied_by_pattern[i] & allowed[state];
+    column.resize(k);
+    for (int j = 0; j < k; ++j) {
+      const int quad = l.place[f0 + j] / LANES, lane = l.place[f0 + j] % LANES;
+      column[j] = (direct ? quad * patterns : quad) * LANES + lane;
+    }
     for (int64_t pattern = 0; pattern < patterns; ++pattern) {
-      uint64_t satisfied = ~uint64_t(0);
-      const uint64_t *allowed = l.allowed + l.allowed_start[leaf];
-      for (int64_t v = v0; v < v1; ++v) {
-        satisfied &= allowed[state[v - v0]];
-        allowed += l.var_states[v];
-      }
-      for (int64_t v = v0; v < v1 && ++state[v - v0] == l.var_states[v]; ++v) state[v - v0] = 0;
-      if (k < 64) satisfied &= (uint64_t(1) << k) - 1;
+      const uint64_t satisfied = satisfied_by_pattern[pattern];
       const size_t at = remember ? (size_t)satisfied : 0;
       double *mine = known.data() + at * width;
       if (!remember || !is_known[at]) {
@@ -955,17 +958,15 @@ void build_part(const Leaves &l, int64_t part, int64_t patterns, int quads, int 
           }
         }
       }
-      for (int j = 0; j < k; ++j) {
-        const int place = l.place[f0 + j], quad = place / LANES, lane = place % LANES;
-        if (direct) {
-          table[(quad * patterns + pattern) * LANES + lane] += mine[j];
-        } else {
-          double *row = table + pattern * record + padded;
-          for (int m = 0; m < terms; ++m) row[(m * quads + quad) * LANES + lane] += mine[j * terms + m];
-        }
+      double *to = table + pattern * record;
+      if (direct) {
+        for (int j = 0; j < k; ++j) to[column[j]] += mine[j];
+        continue;
       }
-      if (!direct)
-        for (int m = 0; m < terms; ++m) table[pattern * record + m] += mine[k * terms + m];
+      for (int m = 0; m < terms; ++m) to[m] += mine[k * terms + m];
+      to += padded;
+      for (int j = 0; j < k; ++j)
+        for (int m = 0; m < terms; ++m) to[m * quads * LANES + column[j]] += mine[j * terms + m];
     }
   }
 }
