@@ -1,6 +1,5 @@
 """The forms that a group of leaves can take, and what each costs: see :mod:`batch_explain.treeshap.groups`."""
 
-import functools
 import itertools
 import math
 from bisect import bisect_left
@@ -59,7 +58,6 @@ class Form(NamedTuple):
     points: int
 
 
-@functools.lru_cache(10_000)  # nine of ten groups have the shape of one before them
 def forms_of(
     shared: tuple[int, ...], differing: tuple[int, ...], longest: int, degree: int, terms: int, leaves: int
 ) -> list[Form]:

@@ -30,9 +30,10 @@ on the memory is met. Then neighbours are joined while that is cheaper still: le
 of their paths in common, but no node that they alone are below.
 """
 
+import functools
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -157,7 +158,8 @@ def cut_trees(
         Groups of each tree.
     """
     _check_depth(ensemble)
-    trees = [_Tree(ensemble, splits, tree, background) for tree in range(ensemble.n_trees)]
+    forms = functools.cache(forms_of)  # nine of ten groups have the shape of one before them
+    trees = [_Tree(ensemble, splits, tree, forms, background) for tree in range(ensemble.n_trees)]
     max_doubles -= sum(tree.answers_doubles for tree in trees)
     price, chosen = _within(trees, max_doubles, HIGHEST if background is None else HIGHEST_AGAINST)
     left = max(0, max_doubles - _doubles(chosen))
@@ -225,6 +227,7 @@ class _Tree:
         ensemble: Ensemble,
         splits: Splits,
         tree: int,
+        forms: Callable[..., list[Form]],
         background: np.ndarray | None,
     ) -> None:
         self._variables = splits.variables
@@ -232,6 +235,7 @@ class _Tree:
         leaves = slice(int(ensemble.leaf_offset[tree]), int(ensemble.leaf_offset[tree + 1]))
         self._left, self._right = ensemble.left[nodes].tolist(), ensemble.right[nodes].tolist()
         self._states: dict[tuple[int, frozenset[int]], int] = {}
+        self._forms = forms
         self._against = background is not None
         values = ensemble.leaf_value[leaves].tolist()
         if background is None:
@@ -357,7 +361,7 @@ class _Tree:
             patterns *= states
         shared = tuple(states for feature, states in size.items() if feature not in differing)
         if len(leaves) == 1:
-            return Group(leaves, sets, differing, forms_of(shared, (), len(shared), 0, terms, 1))
+            return Group(leaves, sets, differing, self._forms(shared, (), len(shared), 0, terms, 1))
         if patterns > MAX_DIRECT:
             others = tuple(size[feature] for feature in differing if feature in size)
             if math.prod(others) > MAX_PART:
@@ -366,7 +370,7 @@ class _Tree:
         longest = max(len(leaf.zero_fraction) for leaf in leaves)
         # a leaf's features are those that all share, and some of the others
         return Group(
-            leaves, sets, differing, forms_of(shared, others, longest, longest - len(shared), terms, len(leaves))
+            leaves, sets, differing, self._forms(shared, others, longest, longest - len(shared), terms, len(leaves))
         )
 
     def _group_against(self, leaves: list[Leaf], sets: dict[int, frozenset[int]]) -> Group:
