@@ -621,6 +621,33 @@ def test_categories(categories: int) -> None:
         assert len(np.unique(members, axis=1).T) > 256 and len(members) > 8
 
 
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("leaves", [256, 300])
+def test_a_tree_that_tells_each_category_of_a_feature_apart(leaves: int, background: bool) -> None:
+    """More states of one variable than a byte can number."""
+    rng = np.random.default_rng(leaves)
+    tree = random_tree(rng, leaves, 1, chain=1.0, categorical=[0])
+    words = -(-leaves // 32)
+    sets = np.zeros((leaves - 1, words), dtype=np.uint64)
+    at = np.arange(leaves - 1)
+    sets[at, at // 32] = np.uint64(1) << (at % 32).astype(np.uint64)
+    goes_on = tree["left_child"] >= 0  # the others do, not the category alone
+    sets[goes_on] ^= np.uint64((1 << 32) - 1)
+    tree["cat_boundaries"] = np.arange(leaves) * words
+    tree["cat_threshold"] = sets.ravel()
+    rows = np.append(np.arange(leaves + 40.0), [np.nan, -1.0, 1e9])[:, None]
+    text = written([tree], 1)
+    if not background:
+        check(text, rows)
+        return
+    compared = rows[::7]
+    found = TreeShap(read_model_text(text), background=compared).explain(rows)
+    margins = booster(text).predict(rows, raw_score=True)
+    # of one feature, all of the difference
+    assert found.engineered is not None
+    assert_close(found.engineered[0, 0], margins - booster(text).predict(compared, raw_score=True).mean(), 1e-10)
+
+
 def test_an_empty_and_a_full_set_of_categories() -> None:
     rng = np.random.default_rng(0)
     trees = [random_tree(rng, 12, 2, categorical=[0, 1]) for _ in range(3)]

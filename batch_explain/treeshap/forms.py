@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 DIRECT, NO_TABLES, BACKGROUND = 0, -1, -2  # instead of a number of terms
 LANES = 4  # of the kernel: columns of a table that one look-up reads
+MAX_PLANE = 256  # patterns that one byte numbers: states of a variable
 MAX_DIRECT = 4096  # patterns of a direct table: 16 bits hold one
 MAX_PART = 512  # patterns of each of two parts
 MAX_PARTS = 160
@@ -110,6 +111,8 @@ def forms_against(states: Sequence[Sequence[int]], leaves: int, answers: int) ->
     """
     forms: list[Form] = []
     each = [number for variables in states for number in variables]
+    if max(each) > MAX_PLANE:
+        return forms
     patterns, overhead = math.prod(each), GROUP + TERM * (sum(each) - len(each))
     if patterns <= MAX_DIRECT:
         forms.append(_direct(patterns, len(states), 1, overhead))

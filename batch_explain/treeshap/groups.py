@@ -42,7 +42,7 @@ import numpy as np
 from batch_explain.errors import ArtifactError
 from batch_explain.trees.ensemble import Ensemble
 from batch_explain.treeshap.background import Answers
-from batch_explain.treeshap.forms import BACKGROUND, MAX_DIRECT, MAX_PART, Form, forms_against, forms_of
+from batch_explain.treeshap.forms import BACKGROUND, MAX_DIRECT, MAX_PART, MAX_PLANE, Form, forms_against, forms_of
 from batch_explain.treeshap.splits import Splits, Variable
 
 MAX_FEATURES = 512  # on one path
@@ -355,6 +355,8 @@ class _Tree:
         terms, patterns = 0, 1
         for variable, found in sets.items():
             states = self._n_states(variable, found)
+            if states > MAX_PLANE:
+                return Group(leaves, sets, differing)
             feature = self._variables[variable].feature
             size[feature] = size[feature] * states if feature in size else states
             terms += states - 1

@@ -9,12 +9,11 @@ import numpy as np
 
 from batch_explain.trees.ensemble import Ensemble
 from batch_explain.treeshap.background import shapley_weights
-from batch_explain.treeshap.forms import BACKGROUND, DIRECT, LANES, NO_TABLES, padded
+from batch_explain.treeshap.forms import BACKGROUND, DIRECT, LANES, MAX_PLANE, NO_TABLES, padded
 from batch_explain.treeshap.groups import Chosen, Leaf, cut_trees, partition_cells, quadrature, rule
 from batch_explain.treeshap.quads import common_quads
 from batch_explain.treeshap.splits import Splits, Variable, splits_of
 
-MAX_PLANE = 256  # patterns that one byte numbers
 # Direct groups that are worked on together, and the size of their tables: these, the rows' patterns and what occurs of
 # another group should stay in a second-level cache.
 RUN_GROUPS = 8

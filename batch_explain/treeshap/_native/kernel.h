@@ -68,7 +68,7 @@ constexpr int64_t MAX_SUMS = 2 << 20;  // doubles: a block has fewer rows where 
 constexpr int64_t APART = 64;  // bytes
 constexpr int HASH_BITS = 15;  // as many numbers of combinations of patterns as stay near
 constexpr int64_t FEW_COMBINATIONS = 1 << 16;  // of patterns, that 16 bits number and that are gone through
-constexpr int MAX_PARTS = 160;   // of a group with tables: as in ../forms.py
+constexpr int MAX_PARTS = 160;   // of a group with tables (../forms.py), or whose patterns make a key
 constexpr int MAX_POINTS = 256;  // enough for 512 distinct features on a path: see groups.py
 constexpr double ZERO_THRESHOLD = 1.0000000180025095e-35;  // LightGBM's kZeroThreshold, a float
 
