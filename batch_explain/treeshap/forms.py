@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,7 +29,6 @@ FORMULA, FORMULA_FACTOR = 100.0, 16.0  # without tables: a combination, and of e
 # where leaves are many and deep, nearly every row's combination is new, and the share above is too low.
 BACKGROUND_COMBINATION, BACKGROUND_LEAF, BACKGROUND_ANSWER = 300.0, 400.0, 20.0
 LINE = ((2_000, 0.3), (16_000, 1.2), (64_000, 2.5), (math.inf, 5.0))  # doubles of a table, cost of each cache line
-_LINE_DOUBLES = [doubles for doubles, _ in LINE]
 
 
 class Form(NamedTuple):
@@ -208,4 +206,4 @@ def padded(n: int) -> int:
 
 
 def _line(doubles: int) -> float:
-    return LINE[bisect_left(_LINE_DOUBLES, doubles)][1]
+    return next(cost for most, cost in LINE if doubles <= most)
