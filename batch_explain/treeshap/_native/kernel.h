@@ -365,6 +365,14 @@ INLINE void add_transposed(const f64x4 &a, const f64x4 &b, const f64x4 &c, const
   }
 }
 
+// Where the entry of one of four rows begins in a table, in bytes: one rotation, which needs no copy first, and one mask.
+INLINE uint64_t offset_of(uint64_t entries, int row) {
+  constexpr int BITS = 5;  // of an entry's bytes
+  static_assert(LANES * sizeof(double) == 1 << BITS);
+  const int right = (16 * row - BITS) & 63;
+  return (entries >> right | entries << (64 - right)) & uint64_t(0xFFFF) << BITS;
+}
+
 // Look one quad of features up in the tables of several groups: of each, where its table begins, and the rows' entries.
 template <int WIDTH, int GROUPS>
 INLINE void add_quad(const double *const *tables, const uint16_t *const *entries, int64_t rows, const int32_t *slot,
@@ -378,13 +386,15 @@ INLINE void add_quad(const double *const *tables, const uint16_t *const *entries
   for (int64_t r0 = 0; r0 < rows; r0 += SPAN) {
     for (int64_t line = 0; line < ahead.lines && ahead.at < ahead.end; ++line, ahead.at += LINE)
       __builtin_prefetch(ahead.at, 0, 2);
-    for (int64_t r = r0; r < std::min(rows, r0 + SPAN); r += LANES) {
+    const int64_t end = std::min(rows, r0 + SPAN);
+#pragma GCC unroll 2
+    for (int64_t r = r0; r < end; r += LANES) {
       f64x4 of[LANES];
       for (int k = 0; k < GROUPS; ++k) {
         uint64_t four;  // rows' entries, the first lowest
         std::memcpy(&four, entry[k] + r, sizeof four);
         for (int i = 0; i < LANES; ++i) {
-          const f64x4 &found = *(const f64x4 *)(table[k] + (four >> 16 * i & 0xFFFF) * LANES);
+          const f64x4 &found = *(const f64x4 *)((const char *)table[k] + offset_of(four, i));
           of[i] = k ? of[i] + found : found;
         }
       }
@@ -442,9 +452,12 @@ INLINE int64_t number_keys(const Groups &g, const Terms &t, int first, int last,
   for (int part = first; part < last; ++part) unit[part - first] = (Key)1 << g.key_shift[part];
   for (int64_t tile = 0; tile < rows; tile += TILE) {
     form_patterns<BYTES>(g, t, first, last, unit, s, tile, key + tile);
-    for (int64_t r = tile; r < std::min(rows, tile + TILE); ++r) heads[(Key)(key[r] * MULTIPLIER) >> HIGH] = (uint16_t)r;
+    const int64_t end = std::min(rows, tile + TILE);
+#pragma GCC unroll 8
+    for (int64_t r = tile; r < end; ++r) heads[(Key)(key[r] * MULTIPLIER) >> HIGH] = (uint16_t)r;
   }
   uint32_t found = 0;
+#pragma GCC unroll 4
   for (int64_t r = 0; r < rows; ++r) {
     const uint32_t head = heads[(Key)(key[r] * MULTIPLIER) >> HIGH];
     const uint32_t mine = key[head] == key[r] ? head : (uint32_t)r;
@@ -453,11 +466,13 @@ INLINE int64_t number_keys(const Groups &g, const Terms &t, int first, int last,
     number[r] = (uint16_t)found;
     found += mine == r;
   }
+#pragma GCC unroll 8
   for (int64_t r = 0; r < rows; ++r) id[r] = number[id[r]];
   for (int part = first; part < last; ++part) {
     const int shift = g.key_shift[part];
     const Key most = (Key)((part + 1 < last ? unit[part + 1 - first] : 0) - unit[part - first]) >> shift;
     uint32_t *record = s.record_of(part - first), size = record_size(g, part);
+#pragma GCC unroll 8
     for (uint32_t n = 0; n < found; ++n) record[n] = (uint32_t)(key[row[n]] >> shift & most) * size;
   }
   return found;
@@ -487,7 +502,9 @@ INLINE int64_t number_few(const Groups &g, const Terms &t, int first, int64_t ro
   std::memset(occurs, 0, all + sizeof(u8x8));
   for (int64_t tile = 0; tile < rows; tile += TILE) {
     form_patterns<BYTES>(g, t, first, first + 2, unit, s, tile, id + tile);
-    for (int64_t r = tile; r < std::min(rows, tile + TILE); ++r) occurs[id[r]] = 1;
+    const int64_t end = std::min(rows, tile + TILE);
+#pragma GCC unroll 8
+    for (int64_t r = tile; r < end; ++r) occurs[id[r]] = 1;
   }
   uint16_t *number = s.number.data(), *combination = s.heads.data();
   uint32_t found = 0;
@@ -502,9 +519,11 @@ INLINE int64_t number_few(const Groups &g, const Terms &t, int first, int64_t ro
     *(u16x8u *)(combination + found) = __builtin_convertvector(places, u16x8u) + (uint16_t)k;
     found += (uint32_t)(sums >> 56);
   }
+#pragma GCC unroll 8
   for (int64_t r = 0; r < rows; ++r) id[r] = number[id[r]];
   const uint64_t reciprocal = (uint64_t(1) << 32) / low + 1;
   uint32_t *a = s.record_of(0), *b = s.record_of(1), size_a = record_size(g, first), size_b = record_size(g, first + 1);
+#pragma GCC unroll 4
   for (uint32_t n = 0; n < found; ++n) {
     const uint32_t high = (uint32_t)(combination[n] * reciprocal >> 32);  // combination / low, exactly
     a[n] = (combination[n] - high * low) * size_a;
@@ -836,13 +855,13 @@ void explain_baseline(const Columns &c, const Terms &t, const Groups &g, const d
 }
 
 #ifdef HAS_DISPATCH
-__attribute__((target("avx2"))) void explain_avx2(const Columns &c, const Terms &t, const Groups &g,
+__attribute__((target("avx2,bmi2"))) void explain_avx2(const Columns &c, const Terms &t, const Groups &g,
                                                   const double *tables, const Input &in, const Output &out,
                                                   Scratch &s) {
   explain_rows<32>(c, t, g, tables, in, out, s);
 }
 
-__attribute__((target("avx2,avx512f,avx512bw,avx512dq,avx512vl"))) void explain_avx512(
+__attribute__((target("avx2,bmi2,avx512f,avx512bw,avx512dq,avx512vl"))) void explain_avx512(
     const Columns &c, const Terms &t, const Groups &g, const double *tables, const Input &in, const Output &out,
     Scratch &s) {
   explain_rows<64>(c, t, g, tables, in, out, s);
@@ -862,7 +881,7 @@ std::vector<std::string> instruction_sets() {  // that this CPU has, the best la
   std::vector<std::string> found{"baseline"};
 #ifdef HAS_DISPATCH
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2")) {
     found.push_back("avx2");
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
