@@ -43,7 +43,10 @@ LONG_CALLS, LONG_ROUNDS = 2, 2  # a peer that prepares in each call: the rows of
 PATIENCE = 20  # times a method's whole time, for one call
 ONE_THREAD = 1.15  # CPU seconds a second, as clocks allow
 TABLE_CASES = (GROWTH[0], GROWTH[-1])
-MORE_ROUNDS = 3  # times the repetitions, of the kernel alone: its calls are short, and ratios of short calls vary
+# Times the repetitions, of the kernel alone: its calls are short, and ratios of short calls vary. Most where there is a
+# target for a ratio: on a machine with neighbours a single one was 0.6 to 1.3 times their median.
+MORE_ROUNDS, MOST_ROUNDS = 3, 12
+GROWTH_ROWS = 25_000  # of a call: a block of the largest model, so that the rounds are many
 BOUNDS = (1, 4, 16)  # the default bound of the tables' memory, divided by these
 
 # of a fresh process: the model's text and a row in, the values out
@@ -290,10 +293,10 @@ class Benchmark:
 
     # The kernel alone
 
-    def _turns(self, calls: list[Callable[[], Any]]) -> list[list[float]]:
-        """Seconds of each call of each function; they take turns."""
+    def _turns(self, calls: list[Callable[[], Any]], rounds: int) -> list[list[float]]:
+        """Seconds of each call of each function; they take turns, ``rounds`` times the repetitions."""
         found: list[list[float]] = [[] for _ in calls]
-        for _ in range(MORE_ROUNDS * self.options.repetitions):
+        for _ in range(rounds * self.options.repetitions):
             for call, seconds in zip(calls, found, strict=True):
                 started = time.perf_counter()
                 call()
@@ -302,10 +305,11 @@ class Benchmark:
 
     def _measure_growth(self) -> None:
         """Time against leaves × mean path: the models take turns, so that they meet the same machine."""
-        names, rows = self._known(GROWTH), self.options.rows
+        names, rows = self._known(GROWTH), min(GROWTH_ROWS, self.options.rows)
         kernels = [(self.kernels[name], self.models[name]) for name in names]
         times = self._turns(
-            [lambda kernel=kernel, X=model.rows[:rows]: kernel.run(X) for kernel, model in kernels]  # type: ignore[misc]
+            [lambda kernel=kernel, X=model.rows[:rows]: kernel.run(X) for kernel, model in kernels],  # type: ignore[misc]
+            MOST_ROUNDS,
         )
         work = [model.case.leaves * model.path for _, model in kernels]
         for number, (name, seconds) in enumerate(zip(names, times, strict=True)):
@@ -337,7 +341,7 @@ class Benchmark:
             built.append((divisor, shap, seconds))
         X = model.rows[:rows]
         values = built[0][1].explain(X).engineered
-        times = self._turns([lambda shap=shap: shap.explain(X) for _, shap, _ in built])  # type: ignore[misc]
+        times = self._turns([lambda shap=shap: shap.explain(X) for _, shap, _ in built], MORE_ROUNDS)  # type: ignore[misc]
         for (divisor, shap, seconds), each in zip(built, times, strict=True):
             found = shap.explain(X).engineered
             largest = np.abs(values).max(axis=(0, 1))
@@ -374,7 +378,7 @@ class Benchmark:
 
             both_apart()
             calls = [lambda: shap.explain(model.rows), lambda: shap.explain(model.rows, threads=2), both_apart]
-            one, two, processes = self._turns(calls)
+            one, two, processes = self._turns(calls, MOST_ROUNDS)
         self.threads = {
             "name": name,
             "rows": rows,

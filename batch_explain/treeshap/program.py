@@ -222,7 +222,10 @@ class _Layout:
     ) -> tuple[dict[int, list[int]], dict[int, int]]:
         """One part of a group: its variables' states and its features' columns."""
         a, terms = self._lists, chosen.form.terms
-        states = {v: partition_cells(self._variables[v].all_cells, chosen.group.sets[v]) for v in part}
+        states = {
+            v: partition_cells(self._variables[v].all_cells, chosen.group.sets[v])
+            for v in sorted(part, key=lambda v: self._unevenness(v, leaves))
+        }
         numbers = {v: _numbers(len(found), terms) for v, found in states.items()}
         patterns = math.prod(numbers.values())
         a["quads"].append(len(quads))
@@ -246,6 +249,17 @@ class _Layout:
         for leaf in leaves:
             self._add_leaf(leaf, states, place)
         return states, place
+
+    def _unevenness(self, v: int, leaves: list[Leaf]) -> float:
+        """How far from a half the training rows are that pass a variable's feature, on average over the leaves.
+
+        The states of a part's first variable stand next to each other in its table. Where rows are divided evenly
+        between them, most rows' entries are in the fewest cache lines. Against background rows there are no ratios, and
+        all variables are alike.
+        """
+        feature = self._variables[v].feature
+        passing = [leaf.zero_fraction[feature] for leaf in leaves if feature in leaf.zero_fraction]
+        return sum(abs(ratio - 0.5) for ratio in passing) / max(1, len(passing))
 
     def _features(self, part: list[int]) -> list[int]:
         return list(dict.fromkeys(self._variables[v].feature for v in part))
