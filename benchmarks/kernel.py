@@ -23,6 +23,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -304,13 +305,26 @@ class Benchmark:
         return found
 
     def _measure_growth(self) -> None:
-        """Time against leaves × mean path: the models take turns, so that they meet the same machine."""
+        """Time against leaves × mean path: the models take turns, so that they meet the same machine.
+
+        All turns are about as long, a smaller model's of several calls: what neighbours take for a moment would be
+        missed by the median of short turns, but be in every long one.
+        """
         names, rows = self._known(GROWTH), min(GROWTH_ROWS, self.options.rows)
         kernels = [(self.kernels[name], self.models[name]) for name in names]
-        times = self._turns(
-            [lambda kernel=kernel, X=model.rows[:rows]: kernel.run(X) for kernel, model in kernels],  # type: ignore[misc]
-            MOST_ROUNDS,
-        )
+        calls = [lambda kernel=kernel, X=model.rows[:rows]: kernel.run(X) for kernel, model in kernels]  # type: ignore[misc]
+        once = [min(seconds) for seconds in self._turns(calls, 1)]
+        counts = [max(1, round(max(once) / seconds)) for seconds in once]
+
+        def turn(call: Callable[[], Any], count: int) -> None:
+            for _ in range(count):
+                call()
+
+        turns = [partial(turn, call, count) for call, count in zip(calls, counts, strict=True)]
+        times = [
+            [turn_seconds / count for turn_seconds in seconds]
+            for seconds, count in zip(self._turns(turns, MOST_ROUNDS), counts, strict=True)
+        ]
         work = [model.case.leaves * model.path for _, model in kernels]
         for number, (name, seconds) in enumerate(zip(names, times, strict=True)):
             relative = [
@@ -320,6 +334,7 @@ class Benchmark:
                 {
                     "name": name,
                     "rows": rows,
+                    "calls": counts[number],
                     "leaves": self.models[name].case.leaves,
                     "mean_path_splits": round(self.models[name].path, 3),
                     "us_per_row": common.spread([1e6 * each / rows for each in seconds], 4),
