@@ -312,7 +312,7 @@ class Benchmark:
         """
         names, rows = self._known(GROWTH), min(GROWTH_ROWS, self.options.rows)
         kernels = [(self.kernels[name], self.models[name]) for name in names]
-        calls = [lambda kernel=kernel, X=model.rows[:rows]: kernel.run(X) for kernel, model in kernels]  # type: ignore[misc]
+        calls = [partial(kernel.run, model.rows[:rows]) for kernel, model in kernels]
         once = [min(seconds) for seconds in self._turns(calls, 1)]
         counts = [max(1, round(max(once) / seconds)) for seconds in once]
 
@@ -356,7 +356,7 @@ class Benchmark:
             built.append((divisor, shap, seconds))
         X = model.rows[:rows]
         values = built[0][1].explain(X).engineered
-        times = self._turns([lambda shap=shap: shap.explain(X) for _, shap, _ in built], MORE_ROUNDS)  # type: ignore[misc]
+        times = self._turns([partial(shap.explain, X) for _, shap, _ in built], MORE_ROUNDS)
         for (divisor, shap, seconds), each in zip(built, times, strict=True):
             found = shap.explain(X).engineered
             largest = np.abs(values).max(axis=(0, 1))

@@ -856,8 +856,8 @@ void explain_baseline(const Columns &c, const Terms &t, const Groups &g, const d
 
 #ifdef HAS_DISPATCH
 __attribute__((target("avx2,bmi2"))) void explain_avx2(const Columns &c, const Terms &t, const Groups &g,
-                                                  const double *tables, const Input &in, const Output &out,
-                                                  Scratch &s) {
+                                                       const double *tables, const Input &in, const Output &out,
+                                                       Scratch &s) {
   explain_rows<32>(c, t, g, tables, in, out, s);
 }
 
