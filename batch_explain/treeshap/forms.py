@@ -16,19 +16,23 @@ NO_TABLES_FEATURES, NO_TABLES_PATTERNS = 8, 1 << 24  # of each part of a group w
 # Against background rows: of each part, of a group of several leaves (64 bits hold a combination), of a variable.
 PART_BITS, GROUP_BITS, STATES_BITS = 24, 64, 6
 
-# Costs in processor cycles a row, fitted to timings of the kernel, as if no groups had quads in common.
-TERM, PLANE, GROUP = 0.12, 0.3, 0.3
-LOOK_UP = ((64, 2.3), (128, 2.4), (256, 2.7), (512, 4.2), (1024, 6.5), (2048, 10.0), (4096, 14.0))  # patterns, cost
-# A group in parts: hashing a row's patterns, looking a quad up, and the share of rows, for each bit of the patterns,
-# whose combination is new in the block and must be computed: by part, quad and term, or (many parts) part and point.
-HASH, HASH_PART, OCCURRING, NEW = 15.0, 3.0, 3.6, 0.02
-PARTS, PART_QUAD, PART_TERM = 8.0, 2.0, 0.7
-MANY_PART, MANY_POINT = 3.0, 0.4
-FORMULA, FORMULA_FACTOR = 100.0, 16.0  # without tables: a combination, and of each factor at four points
+# Costs in processor cycles a row, at 3 GHz, fitted to timings of the kernel's runs with 25,600 rows to a block, where
+# groups that have quads in common share what transposing and adding them takes.
+TERM, PLANE, GROUP = 0.04, 0.12, 0.12  # forming patterns
+_Steps = tuple[tuple[float, float], ...]  # up to which size, what it costs
+LOOK_UP: _Steps = ((64, 1.7), (128, 1.8), (256, 1.9), (512, 2.0), (1024, 2.2), (2048, 2.5), (4096, 3.3))  # by patterns
+OCCURRING: _Steps = ((6_000, 2.3), (12_000, 2.5), (30_000, 2.7), (math.inf, 3.2))  # a quad of a part, by combinations
+# Numbering a row's combination: one of few, and more for each that there could be, or by a hash.
+FEW, FEW_EACH, FEW_COMBINATIONS, HASH = 2.5, 6e-5, 1 << 16, 12.0
+# The share of rows whose combination is new in the block and must be computed, over the square root of how many there
+# could be. What computing one takes: itself, each quad and term, and (many parts) four points of each part.
+NEW, MOST_NEW = 0.001, 0.35
+COMBINATION, QUAD_TERM, MANY_POINTS = 4.0, 1.0, 4.0
+FORMULA, FORMULA_FACTOR = 75.0, 12.0  # without tables: a combination, and of each factor at four points
 # Against background rows, for a combination, each leaf and each answer. The sum of what they take is a quarter of this:
 # where leaves are many and deep, nearly every row's combination is new, and the share above is too low.
-BACKGROUND_COMBINATION, BACKGROUND_LEAF, BACKGROUND_ANSWER = 300.0, 400.0, 20.0
-LINE = ((2_000, 0.3), (16_000, 1.2), (64_000, 2.5), (math.inf, 5.0))  # doubles of a table, cost of each cache line
+BACKGROUND_COMBINATION, BACKGROUND_LEAF, BACKGROUND_ANSWER = 220.0, 300.0, 15.0
+LINE: _Steps = ((2_000, 0.0), (16_000, 0.25), (64_000, 0.9), (math.inf, 2.5))  # a cache line, by doubles of its table
 
 
 class Form(NamedTuple):
@@ -60,7 +64,7 @@ class Form(NamedTuple):
 def forms_of(
     shared: tuple[int, ...], differing: tuple[int, ...], longest: int, degree: int, terms: int, leaves: int
 ) -> list[Form]:
-    """Every form that a group can take.
+    """Every form that a group can take, but those that another one beats in cost and in size.
 
     Parameters
     ----------
@@ -78,12 +82,12 @@ def forms_of(
     if patterns <= MAX_DIRECT:
         forms.append(_direct(patterns, features, max(1, -(-longest // 2)), overhead))
     if patterns > 256:
-        kept = len(shared)
-        while kept and math.prod(shared[:kept]) > MAX_PART:  # those farthest from the root join the others
-            kept -= 1
-        joined = shared[kept:] + differing
-        if kept and math.prod(joined) <= MAX_PART:
-            forms.append(_two_parts(shared[:kept], joined, degree + len(shared) - kept, overhead))
+        for kept in range(len(shared), 0, -1):  # those farthest from the root join the others
+            joined = shared[kept:] + differing
+            if math.prod(joined) > MAX_PART:
+                break
+            if math.prod(shared[:kept]) <= MAX_PART:
+                forms.append(_two_parts(shared[:kept], joined, degree + len(shared) - kept, overhead))
         if len(shared) > 1 and math.prod(differing) <= MAX_PART:
             forms += [
                 _many_parts(shared, differing, most, longest, overhead)
@@ -94,7 +98,7 @@ def forms_of(
             pieces = _pieces_without_tables(shared)
             if len(pieces) < MAX_PARTS and max(map(math.prod, pieces)) <= NO_TABLES_PATTERNS:
                 forms.append(_no_tables(pieces, differing, longest, overhead, len(shared) + leaves * degree))
-    return forms
+    return _worthwhile(forms)
 
 
 def forms_against(states: Sequence[Sequence[int]], leaves: int, answers: int) -> list[Form]:
@@ -127,7 +131,8 @@ def forms_against(states: Sequence[Sequence[int]], leaves: int, answers: int) ->
                 room = PART_BITS
             sizes[-1] += 1
             room -= width
-    cost = overhead + PLANE * -(-sum(map(sum, bits)) // 8) + sum(-(-n // LANES) for n in features) * OCCURRING
+    quads = sum(-(-n // LANES) for n in features)
+    cost = overhead + PLANE * -(-sum(map(sum, bits)) // 8) + quads * _step(OCCURRING, patterns)
     new = BACKGROUND_COMBINATION + BACKGROUND_LEAF * leaves + BACKGROUND_ANSWER * answers
     cost += _lazily(len(sizes), patterns, new)
     return [*forms, Form(cost, 0, tuple(sizes[:-1]), BACKGROUND, 1)]
@@ -135,47 +140,46 @@ def forms_against(states: Sequence[Sequence[int]], leaves: int, answers: int) ->
 
 def _direct(patterns: int, features: int, points: int, overhead: float) -> Form:
     quads = -(-features // LANES)
-    look_up = next(cost for most, cost in LOOK_UP if patterns <= most)
-    cost = overhead + PLANE * (1 if patterns <= 256 else 2) + quads * look_up
+    cost = overhead + PLANE * (1 if patterns <= 256 else 2) + quads * _step(LOOK_UP, patterns)
     return Form(cost, quads * LANES * patterns, (), DIRECT, points)
 
 
 def _two_parts(shared: tuple[int, ...], differing: tuple[int, ...], degree: int, overhead: float) -> Form:
     terms = min(len(shared), degree) + 1
-    cost, new, doubles = overhead, PARTS, 0
-    for states in (shared, differing):
-        patterns, quads = math.prod(states), -(-len(states) // LANES)
-        record = padded(terms) + quads * terms * LANES
-        doubles += patterns * record
-        cost += PLANE + quads * OCCURRING
-        new += quads * (PART_QUAD + PART_TERM * terms) + record / 8 * _line(patterns * record)
-    cost += _lazily(2, math.prod(shared) * math.prod(differing), new)
-    return Form(cost, doubles, (len(shared),), terms, -(-(len(shared) + degree) // 2) + 1)
+    cost, doubles = _in_parts((shared, differing), terms, COMBINATION)
+    return Form(overhead + cost, doubles, (len(shared),), terms, -(-(len(shared) + degree) // 2) + 1)
 
 
 def _many_parts(shared: tuple[int, ...], differing: tuple[int, ...], most: int, longest: int, overhead: float) -> Form:
-    count = max(2, -(-len(shared) // most))
-    pieces = _pieces(shared, count)
+    pieces = _pieces(shared, max(2, -(-len(shared) // most)))
     points = max(1, -(-longest // 2))
-    cost, new, doubles = overhead, PARTS, 0
-    for states in (*pieces, differing):
+    new = COMBINATION + MANY_POINTS * (len(pieces) + 1) * padded(points) / LANES
+    cost, doubles = _in_parts((*pieces, differing), points, new)
+    return Form(overhead + cost, doubles, tuple(map(len, pieces)), points, points)
+
+
+def _in_parts(parts: Sequence[tuple[int, ...]], terms: int, new: float) -> tuple[float, int]:
+    """Cost, and size of the tables, of parts where computing a combination takes ``new`` and what its terms take."""
+    combinations = math.prod(map(math.prod, parts))
+    cost, doubles = 0.0, 0
+    for states in parts:
         patterns, quads = math.prod(states), -(-len(states) // LANES)
-        record = padded(points) + quads * points * LANES
+        record = padded(terms) + quads * terms * LANES
         doubles += patterns * record
-        cost += PLANE + quads * OCCURRING
-        new += quads * (PART_QUAD + PART_TERM * points) + record / 8 * _line(patterns * record)
-        new += MANY_PART + MANY_POINT * (count + 1) * padded(points) / LANES
-    cost += _lazily(count + 1, math.prod(shared) * math.prod(differing), new)
-    return Form(cost, doubles, tuple(map(len, pieces)), points, points)
+        cost += PLANE + quads * _step(OCCURRING, combinations)
+        new += quads * terms * QUAD_TERM + record / 8 * _step(LINE, patterns * record)
+    return cost + _lazily(len(parts), combinations, new), doubles
 
 
 def _no_tables(
     pieces: list[tuple[int, ...]], differing: tuple[int, ...], longest: int, overhead: float, factors: int
 ) -> Form:
     points = max(1, -(-longest // 2))
-    cost = overhead + sum(PLANE + -(-len(states) // LANES) * OCCURRING for states in (*pieces, differing))
+    combinations = math.prod(map(math.prod, (*pieces, differing)))
+    look_up = _step(OCCURRING, combinations)
+    cost = overhead + sum(PLANE + -(-len(states) // LANES) * look_up for states in (*pieces, differing))
     new = FORMULA + FORMULA_FACTOR * factors * padded(points) / LANES
-    cost += _lazily(len(pieces) + 1, math.prod(map(math.prod, (*pieces, differing))), new)
+    cost += _lazily(len(pieces) + 1, combinations, new)
     return Form(cost, 0, tuple(map(len, pieces)), NO_TABLES, points)
 
 
@@ -196,8 +200,19 @@ def _pieces(states: tuple[int, ...], count: int) -> list[tuple[int, ...]]:
 
 
 def _lazily(parts: int, combinations: int, new: float) -> float:
-    """Cost of a group in parts, of which only the combinations that occur are computed, at ``new`` each."""
-    return HASH + HASH_PART * parts + min(1.0, NEW * math.log2(combinations)) * new
+    """Cost of numbering combinations of patterns, of which only those that occur are computed, at ``new`` each."""
+    few = parts == 2 and combinations <= FEW_COMBINATIONS
+    numbering = FEW + FEW_EACH * combinations if few else HASH
+    return numbering + min(MOST_NEW, NEW * math.sqrt(combinations)) * new
+
+
+def _worthwhile(forms: list[Form]) -> list[Form]:
+    """The cheapest, and of the dearer ones those that are smaller than all before."""
+    kept: list[Form] = []
+    for form in sorted(forms, key=lambda form: form[:2]):
+        if not kept or form.doubles < kept[-1].doubles:
+            kept.append(form)
+    return kept
 
 
 def padded(n: int) -> int:
@@ -205,5 +220,5 @@ def padded(n: int) -> int:
     return -(-n // LANES) * LANES
 
 
-def _line(doubles: int) -> float:
-    return next(cost for most, cost in LINE if doubles <= most)
+def _step(costs: _Steps, size: int) -> float:
+    return next(cost for most, cost in costs if size <= most)

@@ -48,10 +48,10 @@ from batch_explain.treeshap.splits import Splits, Variable
 MAX_FEATURES = 512  # on one path
 
 # Price of a double of table in cycles a row: what it costs to stream the tables once for every block of rows.
-STREAMING = 1.5e-4
+STREAMING = 1.2e-4
 HIGHEST = 1.0  # where it is raised to meet a bound
 HIGHEST_AGAINST = 1e4  # against background rows, where what tables save is much and every leaf can do without
-HALVINGS = 5
+SEARCHES, CLOSE = 6, 0.98  # for the price at which tables meet a bound: cuts at most, and a share of it that is enough
 
 
 @dataclass(frozen=True)
@@ -174,21 +174,29 @@ def cut_trees(
 
 def _within(trees: "list[_Tree]", max_doubles: int, highest: float) -> tuple[float, list[list[Chosen]]]:
     """The least price of memory at which the tables keep to the bound, roughly, and the groups at that price."""
-    price = STREAMING
-    chosen = [tree.cut(price) for tree in trees]
-    if _doubles(chosen) <= max_doubles:
-        return price, chosen
-    while _doubles(chosen) > max_doubles and price < highest:
-        price *= 4.0
+
+    def cut(price: float) -> tuple[float, int, list[list[Chosen]]]:
         chosen = [tree.cut(price) for tree in trees]
-    low = price / 4.0
-    for _ in range(HALVINGS):
-        middle = math.sqrt(low * price)
-        found = [tree.cut(middle) for tree in trees]
-        if _doubles(found) <= max_doubles:
-            chosen, price = found, middle
+        return price, _doubles(chosen), chosen
+
+    price, size, chosen = cut(STREAMING)
+    lower = (price, size)
+    while size > max_doubles and price < highest:
+        lower = (price, size)
+        price, size, chosen = cut(price * 4.0)
+    if size > max_doubles or lower[0] == price:
+        return price, chosen
+    for number in range(SEARCHES):
+        if size >= CLOSE * max_doubles:
+            break
+        # between two prices, the size falls about as a power of the price, or at once: halve what is left now and then
+        aim = (1.0 + CLOSE) / 2.0 * max_doubles
+        share = 0.5 if number % 3 == 2 else math.log(lower[1] / aim) / math.log(lower[1] / max(1, size))
+        middle = cut(lower[0] * (price / lower[0]) ** share)
+        if middle[1] <= max_doubles:
+            price, size, chosen = middle
         else:
-            low = middle
+            lower = middle[:2]
     return price, chosen
 
 
@@ -255,10 +263,14 @@ class _Tree:
         self.answers_doubles = sum(leaf.answers.doubles for leaf in found if leaf.answers is not None)
         self._of_leaf = [self._group([leaf], {v: frozenset((c,)) for v, c in leaf.cells.items()}) for leaf in found]
         self._of_node: list[Group | None] = [None] * len(self._left)
-        self._height = [1] * len(self._left)
+        # the lower child first, so that the leaves along a chain of splits are neighbours
+        self._children: list[tuple[int, int]] = [(0, 0)] * len(self._left)
+        height = [1] * len(self._left)
         for node in range(len(self._left) - 1, -1, -1):
+            heights = [height[child] if child >= 0 else 0 for child in (self._left[node], self._right[node])]
+            height[node] = 1 + max(heights)
             children = self._left[node], self._right[node]
-            self._height[node] = 1 + max(self._height_of(child) for child in children)
+            self._children[node] = children if heights[0] <= heights[1] else children[::-1]
             left, right = map(self._child, children)
             if left is not None and right is not None:
                 feature = self._variables[splits.variable[nodes][node]].feature
@@ -267,9 +279,6 @@ class _Tree:
 
     def _child(self, child: int) -> Group | None:
         return self._of_node[child] if child >= 0 else self._of_leaf[~child]
-
-    def _height_of(self, child: int) -> int:
-        return self._height[child] if child >= 0 else 0
 
     def _paths(
         self, variables: list[int], goes_left: list[int], shares: Sequence[tuple[Any, Any]]
@@ -300,9 +309,7 @@ class _Tree:
         leaves = [_cheapest(group, price) for group in self._of_leaf]
         best: list[tuple[float, list[Chosen]]] = [(0.0, [])] * len(self._left)
         for node in range(len(self._left) - 1, -1, -1):
-            # the lower child first, so that the leaves along a chain of splits are neighbours
-            children = sorted((self._left[node], self._right[node]), key=self._height_of)
-            found = [best[child] if child >= 0 else leaves[~child] for child in children]
+            found = [best[child] if child >= 0 else leaves[~child] for child in self._children[node]]
             apart = found[0][0] + found[1][0]
             group = self._of_node[node]
             whole = _cheapest(group, price) if group is not None else (math.inf, [])

@@ -11,7 +11,6 @@ import numpy as np
 
 from batch_explain.trees.ensemble import Ensemble
 from batch_explain.treeshap.background import check_count, go_left, mean_margins
-from batch_explain.treeshap.forms import DIRECT
 from batch_explain.treeshap.program import make_program
 
 if TYPE_CHECKING:  # importing it takes longer than to explain the first row
@@ -19,8 +18,7 @@ if TYPE_CHECKING:  # importing it takes longer than to explain the first row
 
 ISA_VARIABLE = "BATCH_EXPLAIN_ISA"
 DEFAULT_TABLE_BYTES = 400_000_000
-BLOCK_ROWS, LONG_BLOCK_ROWS = 8_192, 25_600
-LAZY_SHARE = 0.05  # of groups that are computed once a block: more of them, and blocks are long
+BLOCK_ROWS = 25_600
 
 MakeArray: TypeAlias = Callable[[str, int, Callable[[np.ndarray], None]], np.ndarray]
 
@@ -81,8 +79,6 @@ class TreeShap:
     expected_values : ndarray, shape (output,), float64
     table_bytes : int
         Size of the tables, and of what is kept of background rows.
-    block_rows : int
-        That are fastest worked on together: few, whose sums stay near, or many, where much is computed once a block.
     not_shared : str or None
         Why ``make_array`` could not be used, where it was asked for.
     """
@@ -108,8 +104,6 @@ class TreeShap:
         self.table_bytes = self.program.doubles * 8 + self.program.answers_bytes
         self.not_shared: str | None = None
         self._tables = self._made(make_array)
-        lazy = np.mean(self.program.arrays["terms"] != DIRECT) if len(self.program.arrays["terms"]) else 0.0
-        self.block_rows = LONG_BLOCK_ROWS if lazy > LAZY_SHARE else BLOCK_ROWS
         self._position = self.used.astype(np.int32)
         # of a csr column: its place among the used ones
         self._place = np.full(self.n_features, -1, dtype=np.int32)
@@ -143,7 +137,7 @@ class TreeShap:
         feature_map: "sp.csr_matrix | None" = None,
         engineered: bool = True,
         threads: int = 1,
-        block_rows: int | None = None,
+        block_rows: int = BLOCK_ROWS,
     ) -> ShapValues:
         """Importance values of rows.
 
@@ -158,7 +152,7 @@ class TreeShap:
         threads : int
             Rows are cut into as many ranges; the results do not depend on it.
         block_rows : int
-            Rows that are worked on together; the results do not depend on it. Default: the attribute ``block_rows``.
+            Rows that are worked on together at most; the results do not depend on it.
 
         Raises
         ------
@@ -175,10 +169,9 @@ class TreeShap:
         )
         source = _Source.of(rows, self._position, self._place)
         ranges = _ranges(count, max(1, threads))
-        block = self.block_rows if block_rows is None else block_rows
 
         def work(limits: tuple[int, int]) -> None:
-            self._run(source, feature_map, found, limits, block)
+            self._run(source, feature_map, found, limits, block_rows)
 
         if len(ranges) == 1:
             work(ranges[0])

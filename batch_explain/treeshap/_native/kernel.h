@@ -437,6 +437,21 @@ INLINE void look_up(const Groups &g, int64_t run, const double *tables, int64_t 
 // number_...: id[r] numbers the row's combination. They return how many there are, and note of each, for each part, where its
 // record begins, or, where there are no tables, its pattern.
 
+// Four rows' numbers are read at once. Rows are whole fours.
+template <class Use> INLINE void for_each_row(const uint16_t *numbers, int64_t begin, int64_t end, Use use) {
+#pragma GCC unroll 4
+  for (int64_t r = begin; r < end; r += LANES) {
+    uint64_t four;  // the first lowest
+    std::memcpy(&four, numbers + r, sizeof four);
+    for (int i = 0; i < LANES; ++i) use(r + i, (uint16_t)(four >> 16 * i));
+  }
+}
+
+// What stands for each row's combination becomes the number that was found for it.
+INLINE void renumber(uint16_t *id, int64_t rows, const uint16_t *number) {
+  for_each_row(id, 0, rows, [&](int64_t r, uint16_t mine) __attribute__((always_inline)) { id[r] = number[mine]; });
+}
+
 INLINE uint32_t record_size(const Groups &g, int part) { return g.record[part] ? (uint32_t)g.record[part] : 1; }
 
 // By a hash of all parts' patterns in one key. Without branches, which would be mispredicted: of all rows of one hash, the
@@ -466,8 +481,7 @@ INLINE int64_t number_keys(const Groups &g, const Terms &t, int first, int last,
     number[r] = (uint16_t)found;
     found += mine == r;
   }
-#pragma GCC unroll 8
-  for (int64_t r = 0; r < rows; ++r) id[r] = number[id[r]];
+  renumber(id, rows, number);
   for (int part = first; part < last; ++part) {
     const int shift = g.key_shift[part];
     const Key most = (Key)((part + 1 < last ? unit[part + 1 - first] : 0) - unit[part - first]) >> shift;
@@ -502,9 +516,8 @@ INLINE int64_t number_few(const Groups &g, const Terms &t, int first, int64_t ro
   std::memset(occurs, 0, all + sizeof(u8x8));
   for (int64_t tile = 0; tile < rows; tile += TILE) {
     form_patterns<BYTES>(g, t, first, first + 2, unit, s, tile, id + tile);
-    const int64_t end = std::min(rows, tile + TILE);
-#pragma GCC unroll 8
-    for (int64_t r = tile; r < end; ++r) occurs[id[r]] = 1;
+    for_each_row(id, tile, std::min(rows, tile + TILE),
+                 [&](int64_t, uint16_t mine) __attribute__((always_inline)) { occurs[mine] = 1; });
   }
   uint16_t *number = s.number.data(), *combination = s.heads.data();
   uint32_t found = 0;
@@ -519,8 +532,7 @@ INLINE int64_t number_few(const Groups &g, const Terms &t, int first, int64_t ro
     *(u16x8u *)(combination + found) = __builtin_convertvector(places, u16x8u) + (uint16_t)k;
     found += (uint32_t)(sums >> 56);
   }
-#pragma GCC unroll 8
-  for (int64_t r = 0; r < rows; ++r) id[r] = number[id[r]];
+  renumber(id, rows, number);
   const uint64_t reciprocal = (uint64_t(1) << 32) / low + 1;
   uint32_t *a = s.record_of(0), *b = s.record_of(1), size_a = record_size(g, first), size_b = record_size(g, first + 1);
 #pragma GCC unroll 4
