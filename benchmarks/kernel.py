@@ -47,7 +47,7 @@ TABLE_CASES = (GROWTH[0], GROWTH[-1])
 # Times the repetitions, of the kernel alone: its calls are short, and ratios of short calls vary. Most where there is a
 # target for a ratio: on a machine with neighbours a single one was 0.6 to 1.3 times their median.
 MORE_ROUNDS, MOST_ROUNDS = 3, 12
-GROWTH_ROWS = 25_000  # of a call: a block of the largest model, so that the rounds are many
+GROWTH_ROWS = 25_000  # of a call: a block, so that the rounds are many
 BOUNDS = (1, 4, 16)  # the default bound of the tables' memory, divided by these
 
 # of a fresh process: the model's text and a row in, the values out

@@ -20,7 +20,7 @@ from batch_explain.treeshap.forms import BACKGROUND, DIRECT
 from batch_explain.treeshap.kernel import TreeShap, load_kernel
 from batch_explain.treeshap.reference import goes_left
 from tests.conftest import Engineered, Small
-from tests.lightgbm_models import random_tree, train, written
+from tests.lightgbm_models import constant_tree, random_tree, train, written
 
 ROWS = 300
 
@@ -174,6 +174,16 @@ def test_a_feature_with_too_many_variables_for_one_part(monkeypatch: pytest.Monk
     assert (np.diff(arrays["first_part"])[arrays["terms"] == BACKGROUND] > 1).any(), "a group of several parts"
     for at, row in enumerate(rows):
         np.testing.assert_allclose(values[:, :, at], brute_force(text, row, background), rtol=0, atol=1e-9)
+
+
+def test_a_tree_of_one_leaf_has_no_part_in_it() -> None:
+    """As where one class of several had nothing to gain by a split."""
+    rng = np.random.default_rng(0)
+    text = written([random_tree(rng, 6, 3), constant_tree(1.5), constant_tree(-2.0), random_tree(rng, 6, 3)], 3, 2)
+    background, rows = rng.normal(size=(5, 3)), rng.normal(size=(6, 3))
+    values, _ = explained(text, rows, background)
+    for at, row in enumerate(rows):
+        np.testing.assert_allclose(values[:, :, at], brute_force(text, row, background), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(("leaves", "features", "trees"), [(40, 30, 2), (61, 60, 1), (25, 8, 3), (2, 3, 2)])

@@ -11,6 +11,7 @@ MAX_PLANE = 256  # patterns that one byte numbers: states of a variable
 MAX_DIRECT = 4096  # patterns of a direct table: 16 bits hold one
 MAX_PART = 512  # patterns of each of two parts
 MAX_PARTS = 160
+MAX_PIECE = 4096  # patterns of each of many parts
 MANY_FEATURES = (4, 2)  # of each of many parts: as fast as can be, or as small
 NO_TABLES_FEATURES, NO_TABLES_PATTERNS = 8, 1 << 24  # of each part of a group without tables; 32 bits hold a pattern
 # Against background rows: of each part, of a group of several leaves (64 bits hold a combination), of a variable.
@@ -24,14 +25,14 @@ LOOK_UP: _Steps = ((64, 1.7), (128, 1.8), (256, 1.9), (512, 2.0), (1024, 2.2), (
 OCCURRING: _Steps = ((6_000, 2.3), (12_000, 2.5), (30_000, 2.7), (math.inf, 3.2))  # a quad of a part, by combinations
 # Numbering a row's combination: one of few, and more for each that there could be, or by a hash.
 FEW, FEW_EACH, FEW_COMBINATIONS, HASH = 2.5, 6e-5, 1 << 16, 12.0
-# The share of rows whose combination is new in the block and must be computed, over the square root of how many there
-# could be. What computing one takes: itself, each quad and term, and (many parts) four points of each part.
+# The share of a block's 25,600 rows whose combination is new in it and must be computed, over the square root of how
+# many there could be. What computing one takes: itself, each quad and term, and (many parts) four points of each part.
 NEW, MOST_NEW = 0.001, 0.35
 COMBINATION, QUAD_TERM, MANY_POINTS = 4.0, 1.0, 4.0
 FORMULA, FORMULA_FACTOR = 75.0, 12.0  # without tables: a combination, and of each factor at four points
-# Against background rows, for a combination, each leaf and each answer. The sum of what they take is a quarter of this:
-# where leaves are many and deep, nearly every row's combination is new, and the share above is too low.
-BACKGROUND_COMBINATION, BACKGROUND_LEAF, BACKGROUND_ANSWER = 220.0, 300.0, 15.0
+# Against background rows, for a combination, each leaf and each answer, and the share for each bit of the combinations.
+# The sum of what they take is a quarter of this: where leaves are many and deep, nearly every row's combination is new.
+BACKGROUND_COMBINATION, BACKGROUND_LEAF, BACKGROUND_ANSWER, BACKGROUND_NEW = 220.0, 300.0, 15.0, 0.02
 LINE: _Steps = ((2_000, 0.0), (16_000, 0.25), (64_000, 0.9), (math.inf, 2.5))  # a cache line, by doubles of its table
 
 
@@ -92,7 +93,7 @@ def forms_of(
             forms += [
                 _many_parts(shared, differing, most, longest, overhead)
                 for most in MANY_FEATURES
-                if len(shared) // most + 2 <= MAX_PARTS
+                if len(shared) // most + 2 <= MAX_PARTS and max(map(math.prod, _pieces_of(shared, most))) <= MAX_PIECE
             ]
         if shared and math.prod(differing) <= MAX_PART:
             pieces = _pieces_without_tables(shared)
@@ -134,7 +135,7 @@ def forms_against(states: Sequence[Sequence[int]], leaves: int, answers: int) ->
     quads = sum(-(-n // LANES) for n in features)
     cost = overhead + PLANE * -(-sum(map(sum, bits)) // 8) + quads * _step(OCCURRING, patterns)
     new = BACKGROUND_COMBINATION + BACKGROUND_LEAF * leaves + BACKGROUND_ANSWER * answers
-    cost += _lazily(len(sizes), patterns, new)
+    cost += _numbering(len(sizes), patterns) + min(1.0, BACKGROUND_NEW * math.log2(patterns)) * new
     return [*forms, Form(cost, 0, tuple(sizes[:-1]), BACKGROUND, 1)]
 
 
@@ -151,7 +152,7 @@ def _two_parts(shared: tuple[int, ...], differing: tuple[int, ...], degree: int,
 
 
 def _many_parts(shared: tuple[int, ...], differing: tuple[int, ...], most: int, longest: int, overhead: float) -> Form:
-    pieces = _pieces(shared, max(2, -(-len(shared) // most)))
+    pieces = _pieces_of(shared, most)
     points = max(1, -(-longest // 2))
     new = COMBINATION + MANY_POINTS * (len(pieces) + 1) * padded(points) / LANES
     cost, doubles = _in_parts((*pieces, differing), points, new)
@@ -193,17 +194,22 @@ def _pieces_without_tables(states: tuple[int, ...]) -> list[tuple[int, ...]]:
     return [piece for piece in pieces if piece]
 
 
-def _pieces(states: tuple[int, ...], count: int) -> list[tuple[int, ...]]:
-    """As many pieces, of the same length or nearly so."""
+def _pieces_of(states: tuple[int, ...], most: int) -> list[tuple[int, ...]]:
+    """Two pieces at least, of so many features at most, and of the same length or nearly so."""
+    count = max(2, -(-len(states) // most))
     edges = [i * len(states) // count for i in range(count + 1)]
     return [states[start:stop] for start, stop in itertools.pairwise(edges)]
 
 
 def _lazily(parts: int, combinations: int, new: float) -> float:
-    """Cost of numbering combinations of patterns, of which only those that occur are computed, at ``new`` each."""
-    few = parts == 2 and combinations <= FEW_COMBINATIONS
-    numbering = FEW + FEW_EACH * combinations if few else HASH
-    return numbering + min(MOST_NEW, NEW * math.sqrt(combinations)) * new
+    """Cost of a group in parts, of which only the combinations that occur are computed, at ``new`` each."""
+    # more than 64 bits are no key, and all rows are taken as different
+    share = 1.0 if combinations >> 64 else min(MOST_NEW, NEW * math.sqrt(combinations))
+    return _numbering(parts, combinations) + share * new
+
+
+def _numbering(parts: int, combinations: int) -> float:
+    return FEW + FEW_EACH * combinations if parts == 2 and combinations <= FEW_COMBINATIONS else HASH
 
 
 def _worthwhile(forms: list[Form]) -> list[Form]:

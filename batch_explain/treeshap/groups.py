@@ -51,7 +51,8 @@ MAX_FEATURES = 512  # on one path
 STREAMING = 1.2e-4
 HIGHEST = 1.0  # where it is raised to meet a bound
 HIGHEST_AGAINST = 1e4  # against background rows, where what tables save is much and every leaf can do without
-SEARCHES, CLOSE = 6, 0.98  # for the price at which tables meet a bound: cuts at most, and a share of it that is enough
+# For the price at which tables meet a bound: cuts at most, a share of the bound that is enough, prices that are alike.
+SEARCHES, CLOSE, SAME = 7, 0.98, 1.02
 
 
 @dataclass(frozen=True)
@@ -186,17 +187,20 @@ def _within(trees: "list[_Tree]", max_doubles: int, highest: float) -> tuple[flo
         price, size, chosen = cut(price * 4.0)
     if size > max_doubles or lower[0] == price:
         return price, chosen
-    for number in range(SEARCHES):
-        if size >= CLOSE * max_doubles:
+    moved = 0  # how often in a row the higher price fell, or (negative) the lower one rose
+    for _ in range(SEARCHES):
+        if size >= CLOSE * max_doubles or price < lower[0] * SAME:
             break
-        # between two prices, the size falls about as a power of the price, or at once: halve what is left now and then
+        # the size falls about as a power of the price; where it falls in steps, one end stays: then halve the range
         aim = (1.0 + CLOSE) / 2.0 * max_doubles
-        share = 0.5 if number % 3 == 2 else math.log(lower[1] / aim) / math.log(lower[1] / max(1, size))
-        middle = cut(lower[0] * (price / lower[0]) ** share)
+        share = min(0.9, math.log(lower[1] / aim) / math.log(lower[1] / max(1, size)))
+        middle = cut(lower[0] * (price / lower[0]) ** (share if abs(moved) < 2 else 0.5))
         if middle[1] <= max_doubles:
             price, size, chosen = middle
+            moved = max(moved, 0) + 1
         else:
             lower = middle[:2]
+            moved = min(moved, 0) - 1
     return price, chosen
 
 
@@ -261,6 +265,8 @@ class _Tree:
                 for value, (cells, satisfied) in zip(values, paths, strict=True)
             ]
         self.answers_doubles = sum(leaf.answers.doubles for leaf in found if leaf.answers is not None)
+        if not self._left:  # a constant, which needs no group
+            found = []
         self._of_leaf = [self._group([leaf], {v: frozenset((c,)) for v, c in leaf.cells.items()}) for leaf in found]
         self._of_node: list[Group | None] = [None] * len(self._left)
         # the lower child first, so that the leaves along a chain of splits are neighbours
@@ -370,7 +376,14 @@ class _Tree:
             patterns *= states
         shared = tuple(states for feature, states in size.items() if feature not in differing)
         if len(leaves) == 1:
-            return Group(leaves, sets, differing, self._forms(shared, (), len(shared), 0, terms, 1))
+            forms = self._forms(shared, (), len(shared), 0, terms, 1)
+            if not forms:
+                raise ArtifactError(
+                    "A path of the ensemble splits on one feature at too many of its thresholds, of which there are "
+                    "thousands: that is beyond what exact SHAP values are computed for. Train the surrogate with a "
+                    "smaller max_bin, or a max_depth."
+                )
+            return Group(leaves, sets, differing, forms)
         if patterns > MAX_DIRECT:
             others = tuple(size[feature] for feature in differing if feature in size)
             if math.prod(others) > MAX_PART:

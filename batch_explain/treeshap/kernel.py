@@ -152,7 +152,7 @@ class TreeShap:
         threads : int
             Rows are cut into as many ranges; the results do not depend on it.
         block_rows : int
-            Rows that are worked on together at most; the results do not depend on it.
+            Rows that are worked on together, roughly; the results do not depend on it.
 
         Raises
         ------
