@@ -763,12 +763,7 @@ def test_a_path_with_too_many_variables_of_one_feature_is_refused(
 ) -> None:
     """30 splits of one feature on a path, told apart by as many variables as with 7,500 thresholds."""
     monkeypatch.setattr("batch_explain.treeshap.splits.MAX_THRESHOLDS", 1)
-    chain = random_tree(np.random.default_rng(0), 31 * features, features)
-    splits = 31 * features - 1
-    chain["split_feature"] = np.arange(splits) % features
-    chain["decision_type"] = np.full(splits, 2)
-    chain["threshold"] = np.linspace(-2.0, 2.0, splits)
-    chain["left_child"] = -np.arange(1, splits + 1)
-    chain["right_child"] = np.array([*range(1, splits), -splits - 1])
+    chain = random_tree(np.random.default_rng(0), 31 * features, features, chain=1.0, distinct=True)
+    chain["threshold"] = np.linspace(-2.0, 2.0, 31 * features - 1)
     with pytest.raises(ArtifactError, match="one feature at too many of its thresholds"):
         TreeShap(read_model_text(written([chain], features)))

@@ -161,27 +161,21 @@ def _many_parts(shared: tuple[int, ...], differing: tuple[int, ...], most: int, 
 
 def _in_parts(parts: Sequence[tuple[int, ...]], terms: int, new: float) -> tuple[float, int]:
     """Cost, and size of the tables, of parts where computing a combination takes ``new`` and what its terms take."""
-    combinations = math.prod(map(math.prod, parts))
-    cost, doubles = 0.0, 0
+    doubles = 0
     for states in parts:
         patterns, quads = math.prod(states), -(-len(states) // LANES)
         record = padded(terms) + quads * terms * LANES
         doubles += patterns * record
-        cost += PLANE + quads * _step(OCCURRING, combinations)
         new += quads * terms * QUAD_TERM + record / 8 * _step(LINE, patterns * record)
-    return cost + _lazily(len(parts), combinations, new), doubles
+    return _lazily(parts, new), doubles
 
 
 def _no_tables(
     pieces: list[tuple[int, ...]], differing: tuple[int, ...], longest: int, overhead: float, factors: int
 ) -> Form:
     points = max(1, -(-longest // 2))
-    combinations = math.prod(map(math.prod, (*pieces, differing)))
-    look_up = _step(OCCURRING, combinations)
-    cost = overhead + sum(PLANE + -(-len(states) // LANES) * look_up for states in (*pieces, differing))
     new = FORMULA + FORMULA_FACTOR * factors * padded(points) / LANES
-    cost += _lazily(len(pieces) + 1, combinations, new)
-    return Form(cost, 0, tuple(map(len, pieces)), NO_TABLES, points)
+    return Form(overhead + _lazily((*pieces, differing), new), 0, tuple(map(len, pieces)), NO_TABLES, points)
 
 
 def _pieces_without_tables(states: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -201,11 +195,14 @@ def _pieces_of(states: tuple[int, ...], most: int) -> list[tuple[int, ...]]:
     return [states[start:stop] for start, stop in itertools.pairwise(edges)]
 
 
-def _lazily(parts: int, combinations: int, new: float) -> float:
+def _lazily(parts: Sequence[tuple[int, ...]], new: float) -> float:
     """Cost of a group in parts, of which only the combinations that occur are computed, at ``new`` each."""
+    combinations = math.prod(map(math.prod, parts))
+    look_up = _step(OCCURRING, combinations)
+    cost = sum(PLANE + -(-len(states) // LANES) * look_up for states in parts)
     # more than 64 bits are no key, and all rows are taken as different
     share = 1.0 if combinations >> 64 else min(MOST_NEW, NEW * math.sqrt(combinations))
-    return _numbering(parts, combinations) + share * new
+    return cost + _numbering(len(parts), combinations) + share * new
 
 
 def _numbering(parts: int, combinations: int) -> float:

@@ -257,7 +257,9 @@ class _Tree:
         else:
             shares = [(goes, ~goes) for goes in background[nodes]]
         paths = self._paths(splits.variable[nodes], splits.left[nodes], shares)
-        if background is None or not self._left:
+        if not self._left:  # a constant, which needs no group
+            found = []
+        elif background is None:
             found = [Leaf(value, cells, ratios) for value, (cells, ratios) in zip(values, paths, strict=True)]
         else:
             found = [
@@ -265,8 +267,6 @@ class _Tree:
                 for value, (cells, satisfied) in zip(values, paths, strict=True)
             ]
         self.answers_doubles = sum(leaf.answers.doubles for leaf in found if leaf.answers is not None)
-        if not self._left:  # a constant, which needs no group
-            found = []
         self._of_leaf = [self._group([leaf], {v: frozenset((c,)) for v, c in leaf.cells.items()}) for leaf in found]
         self._of_node: list[Group | None] = [None] * len(self._left)
         # the lower child first, so that the leaves along a chain of splits are neighbours

@@ -152,7 +152,8 @@ class TreeShap:
         threads : int
             Rows are cut into as many ranges; the results do not depend on it.
         block_rows : int
-            Rows that are worked on together, roughly; the results do not depend on it.
+            Rows that are worked on together: rounded up to 128, and fewer where features are many. The results do not
+            depend on it.
 
         Raises
         ------
