@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import batch_explain as bx
@@ -123,6 +124,10 @@ def test_without_a_model_the_input_is_engineered(cheap_scheduler: str, engineere
     )
     expected = engineered.booster.predict(engineered.frame, pred_contrib=True)
     assert list(run.info["tables"]) == ["engineered"]
+    levels = [
+        pq.read_metadata(part).schema.column(2).max_definition_level for part in (tmp_path / "out/engineered").iterdir()
+    ]
+    assert set(levels) == {0}, "importances are required: there is no level to write of whether they are null"
     assert_close(values_of(run, "engineered", list(engineered.frame))[0], expected[:, :-1], 1e-12)
     never_split = [f for f, n in zip(engineered.frame, engineered.booster.feature_importance(), strict=True) if not n]
     assert "f11" in never_split

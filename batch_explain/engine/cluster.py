@@ -43,12 +43,14 @@ _COUNT_SECONDS = 2.0  # between looks at how many workers there are
 _POLL_SECONDS, _DESERTED_POLLS = 10, 5
 
 # Our own workers are ended beyond --memory-limit, and that is all. Dask would pause those that hold four fifths of it,
-# for ever: what an idle worker holds, it keeps for its next batch.
-_WORKER_MEMORY = {
+# for ever: what an idle worker holds, it keeps for its next batch. Nor need they be asked a hundred times a second what
+# they are at (its profile), which takes a twentieth of their time.
+_OWN_WORKERS = {
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": 1.0,
+    "distributed.worker.profile.enabled": False,
 }
 _NAMED = 4  # partitions or workers in a message
 # Deaths after which the scheduler of our own processes still tries a task again; a cluster has its own setting (Dask's
@@ -111,7 +113,7 @@ class ClusterExecutor(Executor):
             stack.enter_context(_quiet_distributed())
             if self._address is None:
                 stack.enter_context(environment(_worker_environment()))  # to the end: dead workers are replaced
-                stack.enter_context(dask.config.set(_WORKER_MEMORY))
+                stack.enter_context(dask.config.set(_OWN_WORKERS))
                 with _deaf_to_interrupts(), _starting():
                     cluster = LocalCluster(
                         n_workers=self.workers,

@@ -145,9 +145,10 @@ def _schema(schema: Any) -> Any:
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:
-    """As the files have it: dictionaries are Arrow's own."""
+    """Without Arrow's own dictionaries, and without a ban on null, which would bind others that append."""
     return pa.schema([
-        field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field for field in schema
+        (field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field).with_nullable(True)
+        for field in schema
     ])  # fmt: skip
 
 
