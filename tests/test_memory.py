@@ -40,7 +40,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def run(wide: dict[str, Any], output: Path, *arguments: str) -> tuple[dict[str, Any], int]:
     """A run in a process of its own, as a nightly job is: what it foretold, and the peak of its workers, in bytes."""
     options = [part for name, value in wide.items() for part in (f"--{name}", str(value))]
-    options += ["--partition-rows", "5000", "--workers", "2", "--compression", "none", "--output", str(output)]
+    options += ["--workers", "2", "--compression", "none", "--output", str(output)]
     ended = subprocess.run(
         [sys.executable, "-m", "batch_explain", "run", "--log-format", "json", *options, *arguments],
         capture_output=True,
@@ -56,17 +56,26 @@ def run(wide: dict[str, Any], output: Path, *arguments: str) -> tuple[dict[str, 
 
 
 def test_a_limit_is_planned_for_and_kept(wide: dict[str, Any], tmp_path: Path) -> None:
-    planned, peak = run(wide, tmp_path / "free")
+    planned, peak = run(wide, tmp_path / "free", "--partition-rows", "5000")
     assert 0.8 < planned["worker_bytes"] / peak < 1.6  # foretold, if anything too high
     written = sum(path.stat().st_size for path in (tmp_path / "free/engineered").iterdir())
     assert 0.9 < planned["output_bytes"] / written < 1.1
     limit = planned["worker_bytes"] * 9 // 10
-    _, held = run(wide, tmp_path / "held", "--memory-limit", str(limit))
+    _, held = run(wide, tmp_path / "held", "--partition-rows", "5000", "--memory-limit", str(limit))
     assert held < limit
     decisions = bx.open_run(tmp_path / "held").info["decisions"]
     assert any("memory is limited" in decision for decision in decisions)
     left, right = (bx.open_run(tmp_path / name).table("engineered").to_table() for name in ("free", "held"))
     assert left.equals(right)
+
+
+def test_partitions_are_cut_by_what_their_footers_take(wide: dict[str, Any], tmp_path: Path) -> None:
+    """A batch is a row group of its part, whose footer, with a place for each of its columns, is kept to the end."""
+    planned, peak = run(wide, tmp_path / "cut", "--batch-rows", "50")
+    _, of_one = run(wide, tmp_path / "whole", "--batch-rows", "50", "--partition-rows", str(ROWS))
+    assert planned["partitions"] == 4
+    assert of_one - peak > 150e6
+    assert any("they are wide" in decision for decision in bx.open_run(tmp_path / "cut").info["decisions"])
 
 
 def test_a_limit_that_holds_nothing_is_refused(wide: dict[str, Any], tmp_path: Path) -> None:

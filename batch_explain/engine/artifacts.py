@@ -26,6 +26,10 @@ from batch_explain.teachers.threads import keep_to_one_thread
 # Raw feature of forecasting models, for engineered features that come from no column; "_" is added where one has it.
 PAST_TARGETS = "past_targets"
 
+# Features that no tree splits on are written as columns of zeros while there are at most so many of them: the table's
+# schema then stays the same when a retrained surrogate uses others. Beyond it they are only named in run.json.
+MAX_ZERO_COLUMNS = 1_000
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -139,6 +143,12 @@ class Artifacts:
     def features(self) -> np.ndarray:
         """Engineered features that are needed to explain a row again: the used ones, but at least one column."""
         return needed(self.explainer.used)
+
+    @property
+    def written(self) -> np.ndarray:
+        """Positions of the engineered features that tables have a column for: all, or the used ones of very many."""
+        features, used = len(self.explainer.engineered_features), self.explainer.used
+        return np.arange(features) if features - len(used) <= MAX_ZERO_COLUMNS else used
 
     @property
     def takes_engineered(self) -> bool:

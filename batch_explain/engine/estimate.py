@@ -21,6 +21,9 @@ from batch_explain.summary.tally import MAX_QUANTILE_SERIES, SERIES_BYTES
 
 # A batch is made smaller than --batch-rows where its importances would take more memory than this.
 MAX_BATCH_BYTES = 48 << 20
+# A partition is made smaller where its parts' footers would take more than this until they are closed (then as much
+# again): each batch is a row group.
+_FOOTER_BYTES, _CHUNK_BYTES = 48 << 20, 800  # of all, and of a column of a row group
 _FEWEST_ROWS = 100  # of a batch: below it, a run would take for ever
 _KEPT_FREE = 0.85  # of the limit: what is not foreseen, and what the allocator keeps
 _TEXT_BYTES = 64  # of a value in the featurizer
@@ -77,6 +80,22 @@ def batch_rows(options: RunOptions, artifacts: Artifacts) -> int:
         )
     tasks = (options.workers or cores()) if options.scheduler == "threads" else 1
     return min(most, max(1, left // row // tasks))
+
+
+def fitting_rows(of_a_batch: int, columns: int) -> int:
+    """Most rows of a partition, in such batches, of whose parts of so many columns the footers fit into memory."""
+    return of_a_batch * max(1, _FOOTER_BYTES // (_CHUNK_BYTES * max(1, columns)))
+
+
+def columns_of(artifacts: Artifacts, outputs: tuple[str, ...] | None) -> int:
+    """Columns of all tables that are written, about: without ids and predictions."""
+    explainer = artifacts.explainer
+    widths = {
+        "engineered": explainer.n_outputs * len(artifacts.written),
+        "raw": explainer.n_outputs * len(explainer.raw_features or ()),
+        FEATURES: len(artifacts.features),
+    }
+    return sum(widths.get(table, 0) for table in artifacts.tables(outputs))
 
 
 def summary_bytes(artifacts: Artifacts) -> int:

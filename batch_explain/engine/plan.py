@@ -51,10 +51,6 @@ from batch_explain.summary.tally import Layout
 
 VERSION = 8
 
-# Features that no tree splits on are written as columns of zeros while there are at most so many of them: the table's
-# schema then stays the same when a retrained surrogate uses others. Beyond it they are only named in run.json.
-MAX_ZERO_COLUMNS = 1_000
-
 _PACKAGES = (
     "batch-explain", "numpy", "pandas", "pyarrow", "scipy", "scikit-learn", "lightgbm", "dask", "distributed",
     "fsspec", "shap", "interpret-community", "azureml-interpret", "azureml-train-automl-runtime",
@@ -370,7 +366,7 @@ def make_plan(
         ]
     if "engineered" not in levels:
         decisions.append("engineered importances are neither computed nor summarised: --outputs does not name them")
-    written = written_columns(artifacts)
+    written = artifacts.written
     zeros = len(artifacts.explainer.engineered_features) - len(written)
     if zeros and "engineered" in tables:
         decisions.append(
@@ -492,12 +488,6 @@ def _not_in_the_input(artifacts: Artifacts, files: Sequence[InputFile]) -> list[
         f"{len(absent)} engineered features are not in the input: the surrogate cannot use them, so that their "
         "importance is 0 whatever they are"
     ]
-
-
-def written_columns(artifacts: Artifacts) -> np.ndarray:
-    """Positions of the engineered features that tables have a column for: all, or the used ones of very many."""
-    features, used = len(artifacts.explainer.engineered_features), artifacts.explainer.used
-    return np.arange(features) if features - len(used) <= MAX_ZERO_COLUMNS else used
 
 
 def _cohorts(

@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from batch_explain.engine.additivity import check_additivity
 from batch_explain.engine.artifacts import Artifacts, Batch, name_outputs
-from batch_explain.engine.plan import written_columns
 from batch_explain.engine.quarantine import NOT_THE_ROWS, first_refused, short
 from batch_explain.engine.reason_lines import reason_lines
 from batch_explain.engine.reasons import Reasons, decide_reasons
@@ -234,7 +233,7 @@ class Scorer:
 
     def _refuse_too_many(self, rows: int) -> None:
         explainer = self.artifacts.explainer
-        features = len(written_columns(self.artifacts)) + len(explainer.raw_features or ())
+        features = len(self.artifacts.written) + len(explainer.raw_features or ())
         numbers = rows * explainer.n_outputs * max(1, features)
         if numbers > MAX_NUMBERS:
             raise InputError(
@@ -272,7 +271,7 @@ class Scorer:
 
     def _answer(self, rows: Rows, batch: Batch) -> dict[str, Any]:
         artifacts, explainer = self.artifacts, self.artifacts.explainer
-        written = written_columns(artifacts)
+        written = artifacts.written
         engineered = batch.engineered
         assert engineered is not None
         if len(written) > engineered.shape[1]:
