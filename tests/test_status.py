@@ -132,6 +132,7 @@ def test_a_process_that_was_killed(job: Job) -> None:
         [
             sys.executable, "-m", "batch_explain", "run", "--input", str(job.rows), "--output", str(job.output),
             "--explainer", str(job.engineered.explainer), "--scheduler", "sync", "--batch-rows", "5", "--quiet",
+            "--partition-rows", "100000",
         ],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip

@@ -107,8 +107,8 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--group-features", metavar="FILE", help="CSV of feature, group: a group's importances add up.")
 @click.option("--scheduler", metavar="NAME|URL", help="processes (default), threads, sync, tcp://host:port or a .json.")
 @click.option("--workers", metavar="N", help="Workers (default: one a core).")
-@click.option("--partition-rows", metavar="N", help="Most rows of a partition (default: 100000; more of many, fewer of wide ones).")
-@click.option("--batch-rows", metavar="N", help="Most rows of one step inside a task (default: 10000).")
+@click.option("--partition-rows", metavar="N", help="Most rows of a partition (default: 100000; of many more).")
+@click.option("--batch-rows", metavar="N", help="Most rows of one step inside a task (default: 25600).")
 @click.option("--table-memory", metavar="SIZE", help="Most memory for TreeSHAP's tables (default: 400MB).")
 @click.option("--memory-limit", metavar="SIZE", help="Most memory of each worker process, such as 2GB (default: none).")
 @click.option(

@@ -77,7 +77,7 @@ def divide(
                 )
         rows = options.rows_of_a_partition(sum(file.rows for file in files), fitting)
         if rows != DEFAULT_PARTITION_ROWS and options.partition_rows is None:
-            why = "there are so many" if rows > DEFAULT_PARTITION_ROWS else "they are wide"
+            why = "there are so many" if rows > DEFAULT_PARTITION_ROWS else "footers of more would be large"
             decisions.append(f"partitions have up to {rows:,} rows, because {why}")
         return Division(tuple(cut(files, rows, options.limit)), None, ids, decisions)
     if options.filter is not None:
