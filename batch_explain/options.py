@@ -96,7 +96,7 @@ class RunOptions:
         Number of workers; None: one a core. A running cluster brings its own.
     partition_rows : int or None
         Largest number of rows of a partition. None: 100,000; of more than 2 million a twentieth, at most 500,000; fewer
-        where rows are very wide.
+        where their parts' footers would be large, because rows are very wide or batches very small.
     batch_rows : int
         Largest number of rows of one step inside a task.
     table_memory : int
@@ -303,15 +303,15 @@ class RunOptions:
                     f"--columns-map gives the {place} {_listed(repeated)} more than once. Map each column once."
                 )
 
-    def rows_of_a_partition(self, rows: int, fitting: int = MOST_PARTITION_ROWS) -> int:
-        """The largest number of rows of a partition, of so many, where the footers of ``fitting`` rows fit into memory.
+    def rows_of_a_partition(self, rows: int, most: int = MOST_PARTITION_ROWS) -> int:
+        """The largest number of rows of a partition, of so many; by default at most ``most``.
 
         The default is what benchmarks/scaling.py recommends: larger partitions are better, but for small inputs, which
         they would not share out among the workers.
         """
         if self.partition_rows is not None:
             return self.partition_rows
-        return min(MOST_PARTITION_ROWS, fitting, max(DEFAULT_PARTITION_ROWS, rows // _PARTITIONS))
+        return min(MOST_PARTITION_ROWS, most, max(DEFAULT_PARTITION_ROWS, rows // _PARTITIONS))
 
     def bad_rows_allowed(self, rows: int) -> int:
         """How many of so many planned rows may be bad."""

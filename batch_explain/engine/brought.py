@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from batch_explain.engine.estimate import fitting_rows
+from batch_explain.engine.estimate import rows_by_footers
 from batch_explain.engine.explaining import Context
 from batch_explain.engine.partitions import FilePartition, cut
 from batch_explain.engine.plan import Plan, write_plan
@@ -99,9 +99,8 @@ def run_brought(context: Context, file: InputFile) -> list[tuple[FilePartition, 
     file = as_trained([file], context.artifacts.columns, plan.options.columns_map)[0]
     _refuse_other_columns(context, file)
     done = []
-    columns = sum(len(spec.schema) for specs in plan.tables.values() for spec in specs)
-    fitting = fitting_rows(plan.batch_rows, columns)
-    for piece in cut([file], plan.options.rows_of_a_partition(file.rows, fitting)):
+    most = rows_by_footers(plan.options, context.artifacts)
+    for piece in cut([file], plan.options.rows_of_a_partition(file.rows, most)):
         part = replace(piece, index=number_of(file.path, piece.start, piece.stop))
         _note(output, part, plan.run_id)
         task = replace(context, plan=replace(plan, files=(file,), partitions=(part,), numbers=(part.index,)))

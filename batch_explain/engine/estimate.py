@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import pyarrow as pa
@@ -22,8 +22,8 @@ from batch_explain.summary.tally import MAX_QUANTILE_SERIES, SERIES_BYTES
 # A batch is made smaller than --batch-rows where its importances would take more memory than this.
 MAX_BATCH_BYTES = 48 << 20
 # A partition is made smaller where its parts' footers would take more than this until they are closed (then as much
-# again): each batch is a row group.
-_FOOTER_BYTES, _CHUNK_BYTES = 48 << 20, 800  # of all, and of a column of a row group
+# again), but not below so many rows: each batch is a row group, of which each column has a place.
+_FOOTER_BYTES, _CHUNK_BYTES, _FEWEST_OF_A_PARTITION = 48 << 20, 800, 1_000
 _FEWEST_ROWS = 100  # of a batch: below it, a run would take for ever
 _KEPT_FREE = 0.85  # of the limit: what is not foreseen, and what the allocator keeps
 _TEXT_BYTES = 64  # of a value in the featurizer
@@ -82,20 +82,25 @@ def batch_rows(options: RunOptions, artifacts: Artifacts) -> int:
     return min(most, max(1, left // row // tasks))
 
 
-def fitting_rows(of_a_batch: int, columns: int) -> int:
-    """Most rows of a partition, in such batches, of whose parts of so many columns the footers fit into memory."""
-    return of_a_batch * max(1, _FOOTER_BYTES // (_CHUNK_BYTES * max(1, columns)))
+def rows_by_footers(options: RunOptions, artifacts: Artifacts) -> int:
+    """Rows of a partition by default, at most: of so many that the footers of its parts fit into memory.
+
+    Without regard to ``--memory-limit``: a run may be resumed with another one, and its partitions are the same.
+    """
+    of_a_batch = batch_rows(replace(options, memory_limit=None), artifacts)
+    batches = _FOOTER_BYTES // (_CHUNK_BYTES * max(1, _columns_written(options, artifacts)))
+    return max(_FEWEST_OF_A_PARTITION, of_a_batch * max(1, batches))
 
 
-def columns_of(artifacts: Artifacts, outputs: tuple[str, ...] | None) -> int:
-    """Columns of all tables that are written, about: without ids and predictions."""
+def _columns_written(options: RunOptions, artifacts: Artifacts) -> int:
+    """Columns of all wide tables, without their ids."""
     explainer = artifacts.explainer
     widths = {
         "engineered": explainer.n_outputs * len(artifacts.written),
         "raw": explainer.n_outputs * len(explainer.raw_features or ()),
         FEATURES: len(artifacts.features),
     }
-    return sum(widths.get(table, 0) for table in artifacts.tables(outputs))
+    return sum(widths.get(table, 0) for table in artifacts.tables(options.outputs))
 
 
 def summary_bytes(artifacts: Artifacts) -> int:

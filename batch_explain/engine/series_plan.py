@@ -1,13 +1,13 @@
 """How an input is divided among tasks; in forecasting: which columns name its series, and where its history is."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from batch_explain.engine.artifacts import Artifacts
-from batch_explain.engine.estimate import batch_rows, columns_of, fitting_rows
+from batch_explain.engine.estimate import rows_by_footers
 from batch_explain.engine.partitions import FilePartition, Partition, cut
 from batch_explain.engine.schema import as_trained, check_columns, id_fields, require
 from batch_explain.engine.series import KEY, Piece, SeriesColumns, SeriesPartition, cut_series
@@ -64,9 +64,7 @@ def divide(
     """
     ids = id_fields(options, id_columns, files, keys)
     decisions = check_columns(options, files, artifacts.columns, keys, engineered=artifacts.takes_engineered)
-    # a run may be resumed with another limit, or in a process that takes other memory: its partitions are the same
-    of_a_batch = batch_rows(replace(options, memory_limit=None), artifacts)
-    fitting = fitting_rows(of_a_batch, columns_of(artifacts, options.outputs))
+    most = rows_by_footers(options, artifacts)
     found = None if artifacts.teacher is None else artifacts.teacher.series
     if found is None:
         for name in ("history", "target_column"):
@@ -75,10 +73,12 @@ def divide(
                     f"--{name.replace('_', '-')} is for forecasting models, and this is none: its rows are explained "
                     "one by one. Leave the option out."
                 )
-        rows = options.rows_of_a_partition(sum(file.rows for file in files), fitting)
-        if rows != DEFAULT_PARTITION_ROWS and options.partition_rows is None:
-            why = "there are so many" if rows > DEFAULT_PARTITION_ROWS else "footers of more would be large"
-            decisions.append(f"partitions have up to {rows:,} rows, because {why}")
+        total = sum(file.rows for file in files)
+        rows = options.rows_of_a_partition(total, most)
+        if rows < min(total, options.rows_of_a_partition(total)):
+            decisions.append(f"partitions have up to {rows:,} rows, because footers of more would be large")
+        elif rows > DEFAULT_PARTITION_ROWS and options.partition_rows is None:
+            decisions.append(f"partitions have up to {rows:,} rows, because there are so many")
         return Division(tuple(cut(files, rows, options.limit)), None, ids, decisions)
     if options.filter is not None:
         raise OptionError(
@@ -100,7 +100,7 @@ def divide(
         history=tuple(history),
         history_hive=hive_types(history),
     )
-    most = options.rows_of_a_partition(0, fitting)  # a partition of series is in memory as a whole
+    most = options.rows_of_a_partition(0, most)  # a partition of series is in memory as a whole
     columns, partitions, noted = cut_series(columns, files, keys, most, options.limit)
     if not any(partition.rows for partition in partitions) and columns.context:
         raise OptionError(

@@ -177,9 +177,8 @@ def to_matrix(table: pa.Table, columns: Sequence[str], positions: np.ndarray, wi
     ndarray, shape (row, width), float64
         Each column contiguous. Null is NaN; NaN and infinity are passed on.
     """
-    matrix = np.empty((width, table.num_rows))
-    if len(positions) < width:
-        matrix[np.setdiff1d(np.arange(width), positions)] = 0.0
+    # zeros that nobody touches take no memory; where all is written, they would only take time
+    matrix = (np.zeros if len(positions) < width else np.empty)((width, table.num_rows))
     for name, position in zip(columns, positions, strict=True):
         values = table[name]
         if values.type == pa.float64():  # straight from the file's chunks
