@@ -23,7 +23,7 @@ from batch_explain.summary.tally import MAX_QUANTILE_SERIES, SERIES_BYTES
 MAX_BATCH_BYTES = 48 << 20
 # A partition is made smaller where its parts' footers would take more than this until they are closed (then as much
 # again), but not below so many rows: each batch is a row group, of which each column has a place.
-_FOOTER_BYTES, _CHUNK_BYTES, _FEWEST_OF_A_PARTITION = 48 << 20, 800, 1_000
+_FOOTER_BYTES, _CHUNK_BYTES, _FEWEST_OF_A_PARTITION = 48 << 20, 800, 1_000  # of all; of a place; rows
 _FEWEST_ROWS = 100  # of a batch: below it, a run would take for ever
 _KEPT_FREE = 0.85  # of the limit: what is not foreseen, and what the allocator keeps
 _TEXT_BYTES = 64  # of a value in the featurizer

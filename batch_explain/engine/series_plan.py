@@ -64,7 +64,7 @@ def divide(
     """
     ids = id_fields(options, id_columns, files, keys)
     decisions = check_columns(options, files, artifacts.columns, keys, engineered=artifacts.takes_engineered)
-    most = rows_by_footers(options, artifacts)
+    by_footers = rows_by_footers(options, artifacts)
     found = None if artifacts.teacher is None else artifacts.teacher.series
     if found is None:
         for name in ("history", "target_column"):
@@ -74,7 +74,7 @@ def divide(
                     "one by one. Leave the option out."
                 )
         total = sum(file.rows for file in files)
-        rows = options.rows_of_a_partition(total, most)
+        rows = options.rows_of_a_partition(total, by_footers)
         if rows < min(total, options.rows_of_a_partition(total)):
             decisions.append(f"partitions have up to {rows:,} rows, because footers of more would be large")
         elif rows > DEFAULT_PARTITION_ROWS and options.partition_rows is None:
@@ -100,7 +100,7 @@ def divide(
         history=tuple(history),
         history_hive=hive_types(history),
     )
-    most = options.rows_of_a_partition(0, most)  # a partition of series is in memory as a whole
+    most = options.rows_of_a_partition(0, by_footers)  # a partition of series is in memory as a whole
     columns, partitions, noted = cut_series(columns, files, keys, most, options.limit)
     if not any(partition.rows for partition in partitions) and columns.context:
         raise OptionError(
