@@ -22,6 +22,7 @@ from batch_explain.treeshap.kernel import (
     BLOCK_ROWS,
     DEFAULT_TABLE_BYTES,
     ISA_VARIABLE,
+    SHARE_ROWS,
     KernelMissingError,
     ShapValues,
     TreeShap,
@@ -159,6 +160,11 @@ def test_threads_give_the_same_bits(threads: int, name: str) -> None:
     rows = rows_of(name)[:count]
     found = explainer_of(name).explain(rows, threads=min(threads, 250))
     assert_same_bits(found, explainer_of(name).explain(rows))
+
+
+def test_threads_that_take_several_shares_give_the_same_bits() -> None:
+    rows = rows_of("stumps", 2 * 3 * SHARE_ROWS + 1)
+    assert_same_bits(explainer_of("stumps").explain(rows, threads=3), explainer_of("stumps").explain(rows))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # importing it takes longer than to explain the first row
 ISA_VARIABLE = "BATCH_EXPLAIN_ISA"
 DEFAULT_TABLE_BYTES = 400_000_000
 BLOCK_ROWS = 25_600
+SHARE_ROWS = 12_800  # that a thread takes at a time, about
 
 MakeArray: TypeAlias = Callable[[str, int, Callable[[np.ndarray], None]], np.ndarray]
 
@@ -150,7 +151,8 @@ class TreeShap:
         engineered : bool
             Whether engineered values are wanted.
         threads : int
-            Rows are cut into as many ranges; the results do not depend on it.
+            Each takes one share of the rows after the other, so that one whose core is slower, or is needed elsewhere,
+            takes fewer. The results do not depend on it.
         block_rows : int
             Rows that are worked on together: rounded up to 128, and fewer where features are many. The results do not
             depend on it.
@@ -169,19 +171,22 @@ class TreeShap:
             np.empty((self.n_outputs, count)),
         )
         source = _Source.of(rows, self._position, self._place)
-        ranges = _ranges(count, max(1, threads))
+        shares = _shares(count, max(1, threads))
+        untaken = iter(shares)  # the interpreter's lock gives each share to one thread
 
-        def work(limits: tuple[int, int]) -> None:
-            self._run(source, feature_map, found, limits, block_rows)
+        def take_shares() -> None:
+            for share in untaken:
+                self._run(source, feature_map, found, share, block_rows)
 
-        if len(ranges) == 1:
-            work(ranges[0])
+        helpers = min(threads, len(shares)) - 1
+        if helpers < 1:
+            take_shares()
         else:
-            with ThreadPoolExecutor(len(ranges) - 1) as pool:
-                others = [pool.submit(work, limits) for limits in ranges[1:]]
-                work(ranges[0])
-                for other in others:
-                    other.result()
+            with ThreadPoolExecutor(helpers) as pool:
+                helping = [pool.submit(take_shares) for _ in range(helpers)]
+                take_shares()
+                for helper in helping:
+                    helper.result()
         return found
 
     def _run(
@@ -189,7 +194,7 @@ class TreeShap:
         source: "_Source",
         feature_map: "sp.csr_matrix | None",
         found: ShapValues,
-        limits: tuple[int, int],
+        share: tuple[int, int],
         block_rows: int,
     ) -> None:
         weights = _Weights.of(feature_map)
@@ -210,7 +215,7 @@ class TreeShap:
             weights.indices,
             weights.data,
             found.margins,
-            *limits,
+            *share,
         )
 
 
@@ -298,6 +303,8 @@ def aligned(doubles: int) -> np.ndarray:
     return raw[skip : skip + doubles * 8].view(np.float64)
 
 
-def _ranges(rows: int, threads: int) -> list[tuple[int, int]]:
-    size = max(1, -(-rows // threads))
+def _shares(rows: int, threads: int) -> list[tuple[int, int]]:
+    """Ranges of rows, of equal sizes: all for one thread, else some :data:`SHARE_ROWS` long, equally many a thread."""
+    rounds = 1 if threads == 1 else max(1, round(rows / (threads * SHARE_ROWS)))
+    size = max(1, -(-rows // (threads * rounds)))
     return [(start, min(rows, start + size)) for start in range(0, rows, size)] or [(0, 0)]
