@@ -1,4 +1,7 @@
-"""The kernel on other hardware: for aarch64, run by qemu, and as a compiler without dispatch makes it."""
+"""The kernel on other hardware: for aarch64, run by qemu, and as a compiler without dispatch makes it.
+
+Both also run what is compiled for AVX-512 elsewhere, vectors of 64 bytes: not every CPU that runs tests has it.
+"""
 
 import os
 import shutil
@@ -46,9 +49,12 @@ def test_the_same_bits(name: str, tmp_path: Path) -> None:
             ensemble_of(model), table_bytes=table_bytes, background=rows[:background] if background else None
         )
         forms |= set(explainer.program.arrays["terms"])
-        here, there = explainer.explain(rows), alone(command, explainer, rows, tmp_path)
+        here = explainer.explain(rows)
         assert here.engineered is not None
-        assert there == (here.engineered.tobytes(), here.margins.tobytes())
+        expected_bits = (here.engineered.tobytes(), here.margins.tobytes())
+        assert alone(command, explainer, rows, tmp_path) == dict.fromkeys(
+            ["baseline", "vectors-of-64-bytes"], expected_bits
+        )
         if model != "chains" and not background:  # long paths cost LightGBM its digits
             expected = contributions(booster(MODELS[model]()), rows)[:, :, explainer.used]
             assert_close(here.engineered.transpose(0, 2, 1), expected, 1e-9)
@@ -62,8 +68,8 @@ def compiled(compiler: list[str], binary: Path) -> Path:
     return binary
 
 
-def alone(command: list[Any], explainer: TreeShap, rows: np.ndarray, folder: Path) -> tuple[bytes, bytes]:
-    """Engineered values and margins, by that program."""
+def alone(command: list[Any], explainer: TreeShap, rows: np.ndarray, folder: Path) -> dict[str, tuple[bytes, bytes]]:
+    """Engineered values and margins, by each of that program's ways to compute them."""
     arrays: dict[str, Any] = explainer.program.arrays | {
         "doubles": explainer.program.doubles, "rows": np.ascontiguousarray(rows), "n_rows": len(rows),
         "row_stride": rows.shape[1], "block": 1_024, "position": explainer.used.astype(np.int32),
@@ -72,5 +78,7 @@ def alone(command: list[Any], explainer: TreeShap, rows: np.ndarray, folder: Pat
     for name, array in arrays.items():
         np.asarray(array).tofile(folder / name)
     done = subprocess.run([*command, folder], check=True, capture_output=True, text=True, timeout=300)
-    assert done.stdout.split() == ["baseline"]
-    return (folder / "engineered.baseline").read_bytes(), (folder / "margins.baseline").read_bytes()
+    return {
+        name: ((folder / f"engineered.{name}").read_bytes(), (folder / f"margins.{name}").read_bytes())
+        for name in done.stdout.split()
+    }
