@@ -96,7 +96,7 @@ class RunOptions:
         Number of workers; None: one a core. A running cluster brings its own.
     partition_rows : int or None
         Largest number of rows of a partition. None: 100,000; of more than 2 million a twentieth, at most 500,000; fewer
-        where their parts' footers would be large, because rows are very wide or batches very small.
+        where their parts' footers would be large, because rows are very wide or batches very small, never below 1,000.
     batch_rows : int
         Largest number of rows of one step inside a task.
     table_memory : int

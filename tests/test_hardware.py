@@ -1,6 +1,6 @@
 """The kernel on other hardware: for aarch64, run by qemu, and as a compiler without dispatch makes it.
 
-Both also run what is compiled for AVX-512 elsewhere, vectors of 64 bytes: not every CPU that runs tests has it.
+Both also run the code with AVX-512's vectors of 64 bytes, without its instructions: not every CPU has these.
 """
 
 import os

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -162,9 +164,49 @@ def test_threads_give_the_same_bits(threads: int, name: str) -> None:
     assert_same_bits(found, explainer_of(name).explain(rows))
 
 
-def test_threads_that_take_several_shares_give_the_same_bits() -> None:
-    rows = rows_of("stumps", 2 * 3 * SHARE_ROWS + 1)
-    assert_same_bits(explainer_of("stumps").explain(rows, threads=3), explainer_of("stumps").explain(rows))
+def test_threads_take_share_after_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of three one, before any takes its second; all are one thread's values."""
+    explainer, rows = explainer_of("stumps"), rows_of("stumps", 2 * 3 * SHARE_ROWS + 1)
+    expected = explainer.explain(rows)
+    run, all_at_work = TreeShap._run, threading.Barrier(3)
+    shares: dict[int, list[Any]] = {}
+
+    def watched(self: TreeShap, source: Any, weights: Any, found: ShapValues, share: Any, block_rows: int) -> None:
+        taken = shares.setdefault(threading.get_ident(), [])
+        taken.append(share)
+        if len(taken) == 1:
+            all_at_work.wait(timeout=60)
+        run(self, source, weights, found, share, block_rows)
+
+    monkeypatch.setattr(TreeShap, "_run", watched)
+    assert_same_bits(explainer.explain(rows, threads=3), expected)
+    assert len(shares) == 3
+    assert sum(map(len, shares.values())) == 6
+
+
+@pytest.mark.parametrize("fails", ["calling", "helping"])
+def test_no_thread_goes_on_after_an_error(fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    both_at_work, begun = threading.Barrier(2), []
+
+    def failing_in_one(*arguments: Any) -> None:
+        begun.append(arguments)
+        if len(begun) <= 2:
+            both_at_work.wait(timeout=60)
+        if (threading.current_thread() is threading.main_thread()) == (fails == "calling"):
+            raise MemoryError("no more")
+        time.sleep(0.5)  # until the other has failed
+
+    monkeypatch.setattr(TreeShap, "_run", failing_in_one)
+    with pytest.raises(MemoryError, match="no more"):
+        explainer_of("stumps").explain(rows_of("stumps", 10 * SHARE_ROWS), threads=2)
+    assert len(begun) == 2
+
+
+@pytest.mark.parametrize("threads", [-1, 0, 3])
+def test_no_rows_and_no_threads(threads: int) -> None:
+    explainer, rows = explainer_of("stumps"), rows_of("stumps")
+    assert_same_bits(explainer.explain(rows, threads=threads), explainer.explain(rows))
+    assert explainer.explain(rows[:0], threads=threads).margins.shape == (explainer.n_outputs, 0)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -99,7 +99,7 @@ def run_brought(context: Context, file: InputFile) -> list[tuple[FilePartition, 
     file = as_trained([file], context.artifacts.columns, plan.options.columns_map)[0]
     _refuse_other_columns(context, file)
     done = []
-    most = rows_by_footers(plan.options, context.artifacts)
+    most = rows_by_footers(plan.options, context.artifacts, plan.batch_rows)
     for piece in cut([file], plan.options.rows_of_a_partition(file.rows, most)):
         part = replace(piece, index=number_of(file.path, piece.start, piece.stop))
         _note(output, part, plan.run_id)

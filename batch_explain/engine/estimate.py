@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import psutil
 import pyarrow as pa
@@ -82,12 +82,8 @@ def batch_rows(options: RunOptions, artifacts: Artifacts) -> int:
     return min(most, max(1, left // row // tasks))
 
 
-def rows_by_footers(options: RunOptions, artifacts: Artifacts) -> int:
-    """Rows of a partition by default, at most: of so many that the footers of its parts fit into memory.
-
-    Without regard to ``--memory-limit``: a run may be resumed with another one, and its partitions are the same.
-    """
-    of_a_batch = batch_rows(replace(options, memory_limit=None), artifacts)
+def rows_by_footers(options: RunOptions, artifacts: Artifacts, of_a_batch: int) -> int:
+    """Rows of a partition by default, at most: of so many batches that the footers of its parts fit into memory."""
     batches = _FOOTER_BYTES // (_CHUNK_BYTES * max(1, _columns_written(options, artifacts)))
     return max(_FEWEST_OF_A_PARTITION, of_a_batch * max(1, batches))
 

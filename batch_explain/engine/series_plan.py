@@ -1,13 +1,13 @@
 """How an input is divided among tasks; in forecasting: which columns name its series, and where its history is."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from batch_explain.engine.artifacts import Artifacts
-from batch_explain.engine.estimate import rows_by_footers
+from batch_explain.engine.estimate import batch_rows, rows_by_footers
 from batch_explain.engine.partitions import FilePartition, Partition, cut
 from batch_explain.engine.schema import as_trained, check_columns, id_fields, require
 from batch_explain.engine.series import KEY, Piece, SeriesColumns, SeriesPartition, cut_series
@@ -64,7 +64,8 @@ def divide(
     """
     ids = id_fields(options, id_columns, files, keys)
     decisions = check_columns(options, files, artifacts.columns, keys, engineered=artifacts.takes_engineered)
-    by_footers = rows_by_footers(options, artifacts)
+    unlimited = replace(options, memory_limit=None)  # a run may be resumed with another limit, but has its partitions
+    by_footers = rows_by_footers(options, artifacts, batch_rows(unlimited, artifacts))
     found = None if artifacts.teacher is None else artifacts.teacher.series
     if found is None:
         for name in ("history", "target_column"):

@@ -151,8 +151,8 @@ class TreeShap:
         engineered : bool
             Whether engineered values are wanted.
         threads : int
-            Each takes one share of the rows after the other, so that one whose core is slower, or is needed elsewhere,
-            takes fewer. The results do not depend on it.
+            Each takes one share of the rows after the other, of some 12,800 rows where there are many: one whose core
+            is slower, or is needed elsewhere, takes fewer. The results do not depend on it.
         block_rows : int
             Rows that are worked on together: rounded up to 128, and fewer where features are many. The results do not
             depend on it.
@@ -170,13 +170,18 @@ class TreeShap:
             None if feature_map is None else np.empty((self.n_outputs, feature_map.shape[0], count)),
             np.empty((self.n_outputs, count)),
         )
-        source = _Source.of(rows, self._position, self._place)
+        source, weights = _Source.of(rows, self._position, self._place), _Weights.of(feature_map)
         shares = _shares(count, max(1, threads))
         untaken = iter(shares)  # the interpreter's lock gives each share to one thread
 
         def take_shares() -> None:
-            for share in untaken:
-                self._run(source, feature_map, found, share, block_rows)
+            try:
+                for share in untaken:
+                    self._run(source, weights, found, share, block_rows)
+            except BaseException:
+                for _ in untaken:  # nor do the other threads go on
+                    pass
+                raise
 
         helpers = min(threads, len(shares)) - 1
         if helpers < 1:
@@ -192,12 +197,11 @@ class TreeShap:
     def _run(
         self,
         source: "_Source",
-        feature_map: "sp.csr_matrix | None",
+        weights: "_Weights",
         found: ShapValues,
         share: tuple[int, int],
         block_rows: int,
     ) -> None:
-        weights = _Weights.of(feature_map)
         self._kernel.explain(
             self.isa,
             block_rows,
@@ -304,7 +308,7 @@ def aligned(doubles: int) -> np.ndarray:
 
 
 def _shares(rows: int, threads: int) -> list[tuple[int, int]]:
-    """Ranges of rows, of equal sizes: all for one thread, else some :data:`SHARE_ROWS` long, equally many a thread."""
+    """Ranges of rows, of equal sizes: all for one thread, else as many a thread as make them some SHARE_ROWS long."""
     rounds = 1 if threads == 1 else max(1, round(rows / (threads * SHARE_ROWS)))
     size = max(1, -(-rows // (threads * rounds)))
     return [(start, min(rows, start + size)) for start in range(0, rows, size)] or [(0, 0)]

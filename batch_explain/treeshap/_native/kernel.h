@@ -784,8 +784,8 @@ INLINE void compare(const Groups &g, int group, int64_t found, Scratch &s) {
 
 // ---- 4. sums -> results -------------------------------------------------------------------------------------------
 
-// A few rows at a time, which stay near. Threads begin at different features, so that they do not touch the same fresh pages
-// of the results at once.
+// A few rows at a time, which stay near. Shares of the rows begin at different features, so that threads seldom touch the
+// same fresh pages of the results at once.
 INLINE void store(const Input &in, const Output &out, int o, int64_t first, int64_t n, Scratch &s) {
   constexpr int64_t STRIP = 1024;
   for (int64_t r0 = 0; r0 < n; r0 += STRIP) {
