@@ -16,7 +16,7 @@ from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 import fsspec
@@ -39,6 +39,8 @@ from tests.conftest import ROOT, Engineered, Small, once
 from tests.cutting_proxy import FAULTS, Proxy
 
 PARTITIONS = 8
+
+Connect: TypeAlias = Callable[[str], None]
 
 
 @pytest.fixture(scope="session")
@@ -63,18 +65,28 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
 
 
 @pytest.fixture
-def container(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> Container:
-    """An empty one, that this process and those that it starts can use."""
-    return _container(azurite, monkeypatch)
-
-
-def _container(server: Azurite, monkeypatch: pytest.MonkeyPatch) -> Container:
+def connect(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connect]:
+    """Lets this process and those that it starts use a store, by its connection string, until the test ends."""
     import adlfs
 
+    def use(connection: str) -> None:
+        monkeypatch.setenv(CONNECTION, connection)
+        adlfs.AzureBlobFileSystem.clear_instance_cache()  # clients are kept by address, not by credentials
+
+    yield use
+    adlfs.AzureBlobFileSystem.clear_instance_cache()  # or another module's test would wait for a server that is gone
+
+
+@pytest.fixture
+def container(azurite: Azurite, connect: Connect) -> Container:
+    """An empty one, that this process and those that it starts can use."""
+    return _container(azurite, connect)
+
+
+def _container(server: Azurite, connect: Connect) -> Container:
     name = f"c{uuid.uuid4().hex[:12]}"
     server.filesystem.mkdir(name)
-    monkeypatch.setenv(CONNECTION, server.connection())
-    adlfs.AzureBlobFileSystem.clear_instance_cache()  # they are kept by address, not by credentials
+    connect(server.connection())
     return Container(server, name)
 
 
@@ -361,10 +373,8 @@ OTHER_KEY = b64encode(b"another key, which opens nothing").decode()
     ],
 )
 def test_nothing_starts_where_the_store_refuses(
-    wrong: str, said: str, job: Job, impatient: str, monkeypatch: pytest.MonkeyPatch
+    wrong: str, said: str, job: Job, impatient: str, connect: Connect
 ) -> None:
-    import adlfs
-
     server, options = job.container.server, {}
     connection = {
         "key": server.connection(OTHER_KEY),
@@ -372,8 +382,7 @@ def test_nothing_starts_where_the_store_refuses(
         "connection string": "nothing of the kind",
         "server": Azurite(job.folder, port=1).connection(),
     }.get(wrong, server.connection())
-    monkeypatch.setenv(CONNECTION, connection)
-    adlfs.AzureBlobFileSystem.clear_instance_cache()
+    connect(connection)
     if wrong == "input container":
         options = {"input": "abfs://no-such-container/rows"}
     elif wrong == "output container":
@@ -384,7 +393,7 @@ def test_nothing_starts_where_the_store_refuses(
         job.run("out", **options)
     assert caught.value.exit_code == 2
     assert not secrets_in({"message": str(caught.value).encode()}, KEY, OTHER_KEY, "not-a-key-")
-    monkeypatch.undo()
+    connect(server.connection())
     assert not job.container.names("out")
 
 
@@ -396,13 +405,13 @@ def test_the_server_stops_in_the_middle(
     engineered: Engineered,
     tmp_path: Path,
     azurite: Azurite,
-    monkeypatch: pytest.MonkeyPatch,
+    connect: Connect,
 ) -> None:
     """Exit 5, one paragraph; when the server is back, --resume ends in the bytes of an undisturbed run."""
     (tmp_path / "blobs").mkdir()
     server = Azurite(tmp_path / "blobs").start()
     try:
-        job = Job(_container(server, monkeypatch), engineered, tmp_path)
+        job = Job(_container(server, connect), engineered, tmp_path)
         paths = {"PYTHONPATH": impatient} if client == "impatient" else {}
         process = job.start("out", **paths)
         job.wait_for_receipts(process, "out", 2)
@@ -429,19 +438,17 @@ def test_a_store_that_does_not_answer_is_told(
     container: Container,
     impatient: str,
     tmp_path: Path,
+    connect: Connect,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    import adlfs
-
     place = Location(container.url("x"))
     monkeypatch.setattr(remote, "_LONG_SECONDS", 0.3)
     monkeypatch.setattr(remote, "_PATIENCE", remote._Patience())
     with caplog.at_level(logging.WARNING, logger="batch_explain"):
         assert not place.exists()
         assert not caplog.records
-        monkeypatch.setenv(CONNECTION, Azurite(tmp_path, port=1).connection())
-        adlfs.AzureBlobFileSystem.clear_instance_cache()
+        connect(Azurite(tmp_path, port=1).connection())
         with pytest.raises(OSError, match="Cannot connect to host"):
             Location(container.url("x")).exists()
     assert [record.getMessage() for record in caplog.records] == [
@@ -451,15 +458,12 @@ def test_a_store_that_does_not_answer_is_told(
 
 
 @once
-def test_a_signed_token_appears_nowhere(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    import adlfs
-
+def test_a_signed_token_appears_nowhere(job: Job, connect: Connect) -> None:
     connection, signature = job.container.server.with_sas(job.container.name)
     process = job.start("out", **{CONNECTION: connection})
     said = {"run": process.communicate(timeout=120)[1]}
     assert process.returncode == 0, said
-    monkeypatch.setenv(CONNECTION, connection)
-    adlfs.AzureBlobFileSystem.clear_instance_cache()
+    connect(connection)
     verified, status = bx.verify_run(job.container.url("out")), bx.run_status(job.container.url("out"))
     assert verified.ok and status.state == "finished"
     said |= {"verify": json.dumps(verified.to_json()), "status": json.dumps(status.to_json())}
@@ -478,17 +482,14 @@ def test_a_signed_token_appears_nowhere(job: Job, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.filterwarnings("ignore:Sending a large body directly")  # by the client, when it sends a part again
 @pytest.mark.parametrize("first", [0, *(pytest.param(first, marks=pytest.mark.soak) for first in range(1, 5))])
 def test_each_request_fails_once_and_nothing_is_torn(
-    first: int, job: Job, impatient: str, monkeypatch: pytest.MonkeyPatch
+    first: int, job: Job, impatient: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cut before and after the store did it, half an answer, 429, 503: tried again, the results are the local run's."""
-    import adlfs
-
     container = job.container
     with Proxy(container.server.port, first) as proxy:
         through = container.server.connection().replace(f":{container.server.port}/", f":{proxy.port}/")
-        monkeypatch.setenv(CONNECTION, through)
+        connect(through)
         monkeypatch.setattr(remote, "PAUSES", (0.05,) * 3)
-        adlfs.AzureBlobFileSystem.clear_instance_cache()
         job.run("out", report=True)
         assert bx.verify_run(container.url("out")).ok
     counts = Counter(fault for fault, _ in proxy.failed)
