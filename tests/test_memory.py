@@ -79,6 +79,16 @@ def test_partitions_are_cut_by_what_their_footers_take(wide: dict[str, Any], tmp
     assert any("footers of more would be large" in decision for decision in decisions)
 
 
+def test_mini_batches_are_cut_alike(wide: dict[str, Any], tmp_path: Path) -> None:
+    rows, options = tmp_path / "rows.parquet", {"explainer": wide["explainer"], "batch_rows": 10}
+    pd.read_parquet(wide["input"])[:1_400].to_parquet(rows)
+    planned = bx.plan_dataset(input=rows, output=tmp_path / "planned", **options)
+    script = bx.EntryScript(output=tmp_path / "out", **options)
+    script.init([])
+    (said,) = script.run([str(rows)])
+    assert said.endswith(f"1400 rows in {planned.partitions} partitions") and planned.partitions > 1
+
+
 def test_a_limit_that_holds_nothing_is_refused(wide: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"--memory-limit is 40 MB, but a worker needs .* MB.*Give it more"):
         bx.explain_dataset(**wide, output=tmp_path / "out", memory_limit="40MB")
