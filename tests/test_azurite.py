@@ -393,7 +393,6 @@ def test_nothing_starts_where_the_store_refuses(
         job.run("out", **options)
     assert caught.value.exit_code == 2
     assert not secrets_in({"message": str(caught.value).encode()}, KEY, OTHER_KEY, "not-a-key-")
-    connect(server.connection())
     assert not job.container.names("out")
 
 

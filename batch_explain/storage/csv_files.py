@@ -89,7 +89,7 @@ class _Csv(Dialect):
             wrong.append(row)
             return "skip"
 
-        with pa.csv.open_csv(  # older read_csv take milliseconds more a call
+        table = pa.csv.read_csv(
             pa.BufferReader(block),
             pa.csv.ReadOptions(
                 use_threads=False, block_size=len(block) + 1, column_names=[str(at) for at in range(columns)]
@@ -104,8 +104,7 @@ class _Csv(Dialect):
                 true_values=_TRUE,
                 false_values=_FALSE,
             ),
-        ) as reader:
-            table = reader.read_all()
+        )
         if wrong:
             row = wrong[0]
             raise FormatError(
